@@ -17,6 +17,7 @@ class Outcome(StrEnum):
     TIMED_OUT = "timed out"
     OUT_OF_MEMORY = "out of memory"
     DIED = "worker died"
+    CRASHED = "the test could not judge this answer"  # an exception of the test itself: ours to mend
 
 
 class TestResult(msgspec.Struct, frozen=True):

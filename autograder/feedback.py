@@ -1,0 +1,208 @@
+"""What people read about graded work: a page for a student, a report on a class, and the text that goes to nbgrader.
+
+Everything in a Report may have been chosen by a student: names of files, messages, what was printed. Every string is
+cleaned before it is printed and escaped by Jinja, and no page holds a script.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from autograder.report import ExerciseResult, Outcome, Report, TestResult
+
+LONGEST = 2_000  # characters of one message
+LONGEST_OUTPUT = 10_000  # characters of what one cell printed
+
+_TERMINAL_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+_LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+# Control characters, characters that reorder or hide text, and half characters that no file can hold.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+
+
+def clean(text: str, longest: int = LONGEST) -> str:
+    """The text without what a page or a terminal could act on, cut to `longest` characters."""
+    cut = text[: 4 * longest]  # what is invisible may be most of it, but not all of a huge output need be read
+    cut = _UNPRINTABLE.sub("", _LINE_ENDS.sub("\n", _TERMINAL_CODES.sub("", cut)))
+    if len(cut) <= longest and len(text) <= 4 * longest:
+        return cut
+    return f"{cut[:longest]}… (cut after {longest:,} characters)"
+
+
+def number(points: float) -> str:
+    """Points as people write them: 3, 2.5, 1.67."""
+    return f"{points:.2f}".rstrip("0").rstrip(".")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The hidden tests that make the same claim (the cases of a parametrised test), as one line."""
+
+    text: str
+    hint: str
+    passed: int
+    cases: int
+    lost: TestResult | None  # the first that did not pass: its outcome, message and mistake stand for all
+
+    @property
+    def verdict(self) -> str:
+        if self.lost is None:
+            return "passed"
+        some = f", {self.passed} of {self.cases} cases pass" if self.passed else ""
+        return f"{self.lost.outcome.value}{some}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One exercise as a student reads it. What all failing tests have in common is said once."""
+
+    result: ExerciseResult
+    claims: tuple[Claim, ...]
+    mistakes: tuple[str, ...]  # the known mistakes that were recognised
+    shared: str  # the message that all lost claims share, "" if each has its own
+
+
+def section(result: ExerciseResult) -> Section:
+    by_claim: dict[str, list[TestResult]] = {}
+    for test in result.tests:
+        by_claim.setdefault(test.claim, []).append(test)
+    claims = tuple(
+        Claim(
+            text=text,
+            hint=tests[0].hint,
+            passed=sum(test.passed for test in tests),
+            cases=len(tests),
+            lost=next((test for test in tests if not test.passed), None),
+        )
+        for text, tests in by_claim.items()
+    )
+    lost = [claim.lost for claim in claims if claim.lost]
+    messages = {test.message for test in lost}
+    return Section(
+        result=result,
+        claims=claims,
+        mistakes=tuple(dict.fromkeys(test.mistake for test in result.tests if test.mistake)),
+        shared=messages.pop() if len(lost) > 1 and len(messages) == 1 else "",
+    )
+
+
+def plain(result: ExerciseResult) -> str:
+    """One exercise as text for nbgrader's pages, which print it as it is."""
+    return _told(result, clean)
+
+
+def comment(result: ExerciseResult) -> str:
+    """The same as Markdown: what the student's code had a say in stands in backticks, so that it stays text."""
+
+    def quote(message: str) -> str:
+        return f"`{' '.join(clean(message).replace('`', chr(39)).split())}`"
+
+    return _told(result, quote)
+
+
+def _told(result: ExerciseResult, quote: Callable[[str], str]) -> str:
+    told = section(result)
+    lines = [f"{number(result.points)} of {number(result.max_points)} points", ""]
+    lines += [f"- What seems to have happened: {mistake}" for mistake in told.mistakes]
+    lines += [f"- {quote(told.shared)}"] if told.shared else []
+    for claim in told.claims:
+        lines.append(f"- {'✓' if claim.lost is None else '✗'} {claim.text}: {claim.verdict}")
+        if claim.lost:
+            own = claim.lost.message and not told.shared
+            lines += [f"    - {claim.hint}"] if claim.hint else []
+            lines += ["    - " + quote(claim.lost.message).replace("\n", "\n      ")] if own else []
+    return "\n".join(lines) + "\n"
+
+
+def page(report: Report) -> str:
+    """A student's feedback: one HTML file that needs no other."""
+    sections = [section(result) for result in report.exercises]
+    return _template("feedback.html").render(report=report, sections=sections)
+
+
+def class_report(reports: Iterable[Report]) -> str:
+    """A class's marks on one assignment: one HTML file that needs no other."""
+    graded = sorted(reports, key=lambda report: report.student)
+    assignments = sorted({report.assignment for report in graded})
+    if len(assignments) > 1:
+        raise ValueError(
+            f"A class report is about one assignment, these are results of {', '.join(assignments)}: ask for each."
+        )
+    return _template("class_report.html").render(
+        assignment=(assignments or [""])[0], reports=graded, **(_arithmetic(graded) if graded else {})
+    )
+
+
+def _arithmetic(reports: list[Report]) -> dict[str, Any]:
+    """The tables of the class report. A submission without a test's result (an unreadable file) has not passed it."""
+    import pandas as pd  # half a second, which a student's page need not wait for
+
+    best = max(reports, key=lambda report: len(report.exercises))
+    max_points = {result.exercise: result.max_points for result in best.exercises}
+    marks = pd.DataFrame(
+        [{result.exercise: result.points for result in report.exercises} for report in reports],
+        columns=list(max_points),
+        dtype=float,
+    ).fillna(0.0)
+    totals = marks.sum(axis=1)
+    percent = 100 * totals / max(sum(max_points.values()), 1e-9)
+    tests = pd.DataFrame(
+        [
+            (report.student, result.exercise, test.claim, test.passed, test.outcome.value, test.mistake)
+            for report in reports
+            for result in report.exercises
+            for test in result.tests
+        ],
+        columns=["student", "exercise", "claim", "passed", "outcome", "mistake"],
+    )
+    tenths = (percent // 10).clip(0, 9).astype(int).value_counts()
+    claimed = tests.groupby(["student", "exercise", "claim"], sort=False)["passed"].all()
+    claims = claimed.groupby(["exercise", "claim"], sort=False).sum()
+    mistakes = tests[tests.mistake != ""].groupby(["exercise", "mistake"])["student"].nunique()
+    outcomes = tests.groupby("outcome")["student"].agg(["size", "nunique"])
+    return {
+        "max_points": max_points,
+        "rows": list(zip(reports, marks.to_numpy().tolist(), totals, strict=True)),
+        "quartiles": percent.quantile([0.25, 0.5, 0.75]).tolist(),
+        "mean": percent.mean(),
+        "distribution": [
+            (f"{10 * tenth}–{10 * tenth + (10 if tenth == 9 else 9)} %", int(tenths.get(tenth, 0)))
+            for tenth in range(10)
+        ],
+        "exercises": [
+            (name, marks[name].mean(), points, int((marks[name] >= points).sum()), int((marks[name] == 0).sum()))
+            for name, points in max_points.items()
+        ],
+        "claims": [(exercise, claim, int(passed)) for (exercise, claim), passed in claims.items()],
+        "mistakes": [
+            (exercise, mistake, int(count))
+            for (exercise, mistake), count in mistakes.sort_values(ascending=False, kind="stable").items()
+        ],
+        "outcomes": [(o.value, *outcomes.loc[o.value].tolist()) for o in Outcome if o.value in outcomes.index],
+    }
+
+
+def _printable(value: object) -> object:
+    """What Jinja prints of a value: escaping comes after this."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else clean(value, LONGEST_OUTPUT)
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=_printable,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"clean": clean, "number": number}
+    return environment.get_template(name)

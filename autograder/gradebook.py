@@ -1,0 +1,422 @@
+"""nbgrader: its autograde command runs our sandbox, and a class that we graded lands in its gradebook.
+
+`nbgrader_config.py` names the classes of this file. Both ways, `nbgrader autograde` and `sync`, show a submission
+through `submission_notebook` and save it through `SaveReport`, so they give the same marks. Nothing that a student
+wrote into a notebook's metadata, outputs or locked cells survives: those come from the notebook that was given out.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import bleach
+import nbformat
+from nbconvert.exporters import NotebookExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
+from nbgrader.api import Gradebook, MissingEntry
+from nbgrader.converters.base import NbGraderException
+from nbgrader.coursedir import CourseDirectory
+from nbgrader.preprocessors import AssignLatePenalties, NbGraderPreprocessor, SaveAutoGrades, SaveCells
+from nbgrader.utils import is_grade, is_solution, parse_utc
+from sqlalchemy.exc import SAWarning
+from traitlets.config import Config
+from traitlets.config.loader import PyFileConfigLoader
+
+from autograder.feedback import LONGEST_OUTPUT, clean, comment, number, plain
+from autograder.report import ExerciseResult, Report
+from ichimon.notebook import Cell, NotebookError, cells
+
+log = logging.getLogger(__name__)
+# of SQLAlchemy 2 about how nbgrader adds a submission, one screen of them a command; what it adds is right
+warnings.filterwarnings("ignore", "Object of type .* not in session", SAWarning, r"nbgrader\.api")
+
+LONGEST_CELL = 50_000  # characters of one submitted cell on nbgrader's pages; the file in submitted/ keeps all
+
+
+class GradebookError(NbGraderException):
+    """A sentence about what keeps marks out of the gradebook, and what to do."""
+
+
+# -- the course -----------------------------------------------------------------------------------------------------
+
+
+def course_config(root: Path) -> Config:
+    """The settings of the nbgrader course in a folder."""
+    if not (root / "nbgrader_config.py").is_file():
+        raise GradebookError(f"{root} is not an nbgrader course: there is no nbgrader_config.py in it.")
+    return PyFileConfigLoader("nbgrader_config.py", path=str(root)).load_config()
+
+
+def release_path(assignment: str, course: CourseDirectory) -> Path:
+    return Path(course.format_path(course.release_directory, ".", assignment), f"{assignment}.ipynb")
+
+
+def released(assignment: str, course: CourseDirectory) -> NotebookNode:
+    """The notebook that was given out: it holds no answer and no hidden test, so feedback made from it shows none."""
+    path = release_path(assignment, course)
+    if not path.is_file():
+        raise GradebookError(f"There is no notebook {path}: run `make notebooks`, or check the assignment's name.")
+    return nbformat.read(path, as_version=4)
+
+
+def register(assignment: str, course: CourseDirectory) -> None:
+    """Make the assignment's cells and points known to the course's gradebook, unless they are."""
+    notebook = released(assignment, course)
+    _find_alembic()
+    with Gradebook(course.db_url, course.course_id) as gradebook:
+        gradebook.update_or_create_assignment(assignment)
+        if _registered(assignment, gradebook) == _described(notebook):
+            return
+    try:
+        SaveCells().preprocess(notebook, {"nbgrader": _ids(assignment, "", course)})
+    except RuntimeError as error:  # nbgrader's refusal to add or remove cells that students have answered
+        raise GradebookError(
+            f"The cells of {assignment} are not those that the submissions in the gradebook answered: keep its old "
+            f"notebook, or `nbgrader db assignment remove {assignment} --force` and grade again."
+        ) from error
+
+
+def _ids(assignment: str, student: str, course: CourseDirectory) -> dict[str, str]:
+    """How nbgrader's preprocessors are told what they work on."""
+    return {"assignment": assignment, "notebook": assignment, "student": student, "db_url": course.db_url}
+
+
+def _find_alembic() -> None:
+    """nbgrader makes a new gradebook with alembic, which it looks for on the PATH only; it is beside our Python."""
+    if shutil.which("alembic") is None:
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+Description = dict[str, tuple[str, bool, str, str | None, float | None]]  # type, locked, source, checksum, points
+
+
+def _described(notebook: NotebookNode) -> Description:
+    return {
+        name: (cell.cell_type, ours.locked, cell.source, ours.get("checksum"), ours.get("points"))
+        for name, cell in _own_cells(notebook).items()
+        for ours in [cell.metadata.nbgrader]
+    }
+
+
+def _registered(assignment: str, gradebook: Gradebook) -> Description:
+    try:
+        notebook = gradebook.find_notebook(assignment, assignment)
+    except MissingEntry:
+        return {}
+    points = {cell.name: cell.max_score for cell in notebook.grade_cells}
+    return {
+        cell.name: (cell.cell_type, cell.locked, cell.source, cell.checksum, points.get(cell.name))
+        for cell in notebook.source_cells
+    }
+
+
+def _own_cells(notebook: NotebookNode) -> dict[str, NotebookNode]:
+    """The cells that nbgrader knows by name, in order."""
+    return {_name(cell): cell for cell in notebook.cells if _name(cell)}
+
+
+# -- a submission as nbgrader's pages show it -----------------------------------------------------------------------
+
+
+def submission_notebook(path: Path, release: NotebookNode) -> NotebookNode:
+    """What a student handed in, as a notebook that nbgrader can work with, whatever the file holds.
+
+    Locked cells, metadata and points are the release's. A cell that is there twice keeps its name at its last place
+    only. Cells of ours that are missing are put back; an unreadable file is nothing but missing cells (its Report says
+    why).
+    """
+    try:
+        submitted = [] if path.is_symlink() else cells(path)
+    except NotebookError:
+        submitted = []
+    ours = _own_cells(release)
+    last = {cell.id: position for position, cell in enumerate(submitted, start=1) if cell.id in ours}
+    shown: list[NotebookNode] = []
+    times: Counter[str] = Counter()
+    for position, cell in enumerate(submitted, start=1):
+        times[cell.id] += 1
+        there = _shown(cell, ours[cell.id] if last.get(cell.id) == position else None)
+        there.metadata["ichimon"] = {"names": _names(cell, position, times[cell.id])}
+        shown.append(there)
+    place = 0
+    for name, own in ours.items():
+        if name in last:
+            place = 1 + next(i for i, there in enumerate(shown) if _name(there) == name)
+        else:
+            shown.insert(place, _copied(own, own.source))
+            place += 1
+    for i, there in enumerate(shown):
+        there["id"] = _name(there) or f"submitted-{i}"
+    return new_notebook(metadata=copy.deepcopy(release.metadata), cells=shown)
+
+
+def _names(cell: Cell, position: int, time: int) -> list[str]:
+    """What a CellRun may call a cell; "causal_mask (2)" is the second of that id."""
+    own = [cell.id] if time == 1 else [f"{cell.id} ({time})"]
+    return [f"cell {position}", *(own if cell.id else [])]
+
+
+def _shown(cell: Cell, own: NotebookNode | None) -> NotebookNode:
+    source = clean(cell.source, LONGEST_CELL)
+    if own is not None:
+        return _copied(own, own.source if own.metadata.nbgrader.locked else source)
+    if cell.kind == "code":
+        return new_code_cell(source)
+    if cell.kind == "markdown":
+        return new_markdown_cell(source)
+    return new_raw_cell(source, metadata={"raw_mimetype": "text/plain"})  # nbconvert takes others for HTML
+
+
+def _copied(own: NotebookNode, source: str) -> NotebookNode:
+    make = new_code_cell if own.cell_type == "code" else new_markdown_cell
+    return make(source, metadata={"nbgrader": copy.deepcopy(own.metadata.nbgrader)})
+
+
+def _name(cell: NotebookNode) -> str:
+    """What nbgrader calls a cell, "" for one that it does not know."""
+    return cell.metadata.get("nbgrader", {}).get("grade_id", "")
+
+
+def show_report(notebook: NotebookNode, report: Report) -> None:
+    """Write into the notebook what the grader has to say: as plain text, which no page takes for HTML."""
+    waiting = [(cell, cell.metadata.get("ichimon", {}).get("names", [])) for cell in notebook.cells]
+    for run in report.cells:
+        found = next((i for i, (_, names) in enumerate(waiting) if run.cell in names), None)
+        said = "\n".join(clean(text, LONGEST_OUTPUT) for text in (run.output, run.error) if text)
+        if found is not None:
+            cell, _ = waiting.pop(found)
+            _print(cell, said)
+    results = {result.exercise: result for result in report.exercises}
+    for cell in notebook.cells:
+        if (exercise := _checked(cell)) in results:
+            _print(cell, plain(results[exercise]))
+    if report.notices:
+        about = new_code_cell("# What the autograder noticed", id="notices")
+        _print(about, "\n".join(clean(notice) for notice in report.notices))
+        notebook.cells.insert(0, about)
+
+
+def _print(cell: NotebookNode, text: str) -> None:
+    if cell.cell_type == "code" and text:
+        cell.outputs = [new_output("stream", name="stdout", text=text)]
+
+
+def _checked(cell: NotebookNode) -> str:
+    """The exercise whose marks a cell carries; "" for a cell without marks and one that a person marks."""
+    if not is_grade(cell) or is_solution(cell) or cell.cell_type != "code":
+        return ""
+    return cell.metadata.nbgrader.grade_id.removeprefix("check-")
+
+
+# -- nbgrader autograde ---------------------------------------------------------------------------------------------
+
+
+class SubmissionExporter(NotebookExporter):
+    """What `nbgrader autograde` reads and writes notebooks with.
+
+    nbgrader's own reading stops at files that are no notebook, and it refuses an assignment that its gradebook does not
+    know. No hook of it comes early enough for either, so this does both.
+    """
+
+    def __init__(self, config: Config | None = None, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        try:
+            register(_course(self).assignment_id, _course(self))
+        except GradebookError as error:
+            self.log.error(str(error))  # nbgrader ends on one of these without a word
+            raise
+
+    def from_filename(
+        self, filename: str, resources: dict[str, Any] | None = None, **kwargs: Any
+    ) -> tuple[NotebookNode, dict[str, Any]]:
+        ids = (resources or {})["nbgrader"]
+        if Path(filename) == _submitted(ids["student"], ids["assignment"], _course(self)):
+            return self.from_notebook_node(new_notebook(), resources, **kwargs)  # Sanitise reads the file
+        return super().from_filename(filename, resources, **kwargs)
+
+
+def _course(exporter: Any) -> CourseDirectory:
+    """The course that an exporter of `nbgrader autograde` works in: the converter that made it knows."""
+    return exporter.parent.coursedir
+
+
+def _submitted(student: str, assignment: str, course: CourseDirectory) -> Path:
+    return Path(course.format_path(course.submitted_directory, student, assignment), f"{assignment}.ipynb")
+
+
+class Sanitise(NbGraderPreprocessor):
+    """First step of `nbgrader autograde`: the submission as a notebook that nothing later can stumble over."""
+
+    def preprocess(self, nb: NotebookNode, resources: dict[str, Any]) -> tuple[NotebookNode, dict[str, Any]]:
+        course, ids = _course(self.parent), resources["nbgrader"]
+        _leave_only_notebooks(Path(course.format_path(course.autograded_directory, ids["student"], ids["assignment"])))
+        path = _submitted(ids["student"], ids["assignment"], course)
+        return submission_notebook(path, released(ids["assignment"], course)), resources
+
+
+def _leave_only_notebooks(folder: Path) -> None:
+    """Nothing else that a student sent is graded, and nbgrader would copy it, through links too, into the feedback."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.suffix != ".ipynb" and path.name != "timestamp.txt":
+            path.unlink()
+
+
+class SaveReport(SaveAutoGrades):
+    """Second step of `nbgrader autograde`: the sandbox's marks and words, into the notebook and the gradebook."""
+
+    report: Report | None = None  # `sync` has it already
+
+    def preprocess(self, nb: NotebookNode, resources: dict[str, Any]) -> tuple[NotebookNode, dict[str, Any]]:
+        ids = resources["nbgrader"]
+        report = self.report
+        if report is None:
+            from autograder.grading import grade_one  # imports torch
+
+            path = _submitted(ids["student"], ids["assignment"], _course(self.parent))
+            try:
+                report = grade_one(path, ids["student"], ids["assignment"])
+            except NotebookError as error:
+                report = Report(ids["student"], ids["assignment"], "", (), notices=(str(error),))
+        self._results: dict[str, ExerciseResult] = {result.exercise: result for result in report.exercises}
+        self._worthless = not report.exercises
+        show_report(nb, report)
+        return super().preprocess(nb, resources)
+
+    def _add_score(self, cell: NotebookNode, resources: dict[str, Any]) -> None:
+        exercise = _checked(cell)
+        result = self._results.get(exercise)
+        if not exercise:
+            super()._add_score(cell, resources)
+            return
+        grade = self.gradebook.find_grade(
+            cell.metadata.nbgrader.grade_id, self.notebook_id, self.assignment_id, self.student_id
+        )
+        before = grade.auto_score
+        if result is not None:
+            if result.max_points != grade.max_score:
+                raise GradebookError(
+                    f"{exercise} was graded for {number(result.max_points)} points and its check cell carries "
+                    f"{number(grade.max_score)}: run `make notebooks` and grade again."
+                )
+            grade.auto_score = result.points
+        else:
+            grade.auto_score = 0.0 if self._worthless else None
+        if grade.auto_score is None:
+            grade.needs_manual_grade = True  # no hidden test knows this cell: a person must look
+        elif grade.manual_score is None:
+            grade.needs_manual_grade = False
+        elif grade.auto_score != before:
+            grade.needs_manual_grade = True  # a person's mark stands until that person looks at what changed
+        self.gradebook.db.commit()
+
+    def _add_comment(self, cell: NotebookNode, resources: dict[str, Any]) -> None:
+        result = self._results.get(cell.metadata.nbgrader.grade_id)
+        if result is None:
+            super()._add_comment(cell, resources)
+            return
+        found = self.gradebook.find_comment(result.exercise, self.notebook_id, self.assignment_id, self.student_id)
+        found.auto_comment = comment(result)
+        self.gradebook.db.commit()
+
+
+# -- a whole class at once ------------------------------------------------------------------------------------------
+
+
+def sync(
+    reports: Iterable[Report],
+    gradebook: str = "",
+    course: Path | None = None,
+    files: Mapping[str, Path] | None = None,
+) -> None:
+    """Bring a class's Reports into nbgrader: leave what `nbgrader autograde` would leave in its gradebook and folders.
+
+    `course` is the course's folder, by default this one; `gradebook` is a database URL, by default the course's own.
+    `files` says where a student's file is that does not lie in submitted/<student>/<assignment>/. Doing it twice
+    changes nothing.
+    """
+    config = course_config(course or Path.cwd())
+    if gradebook:
+        config.CourseDirectory.db_url = gradebook
+    directory = CourseDirectory(config=config)
+    known: dict[str, NotebookNode] = {}
+    for report in reports:
+        if report.assignment not in known:
+            register(report.assignment, directory)
+            known[report.assignment] = released(report.assignment, directory)
+        file = (files or {}).get(report.student) or _submitted(report.student, report.assignment, directory)
+        _sync_one(report, file, known[report.assignment], directory, config)
+
+
+def _sync_one(report: Report, file: Path, release: NotebookNode, course: CourseDirectory, config: Config) -> None:
+    student, assignment = report.student, report.assignment
+    if Path(student).name != student:
+        raise GradebookError(f"{clean(student, 80)!r} cannot be a student's name in nbgrader: it is no folder's name.")
+    timestamp = _timestamp(file.parent / "timestamp.txt")
+    with Gradebook(course.db_url, course.course_id) as gradebook:
+        gradebook.update_or_create_student(student)
+        gradebook.update_or_create_submission(assignment, student, timestamp=timestamp and parse_utc(timestamp))
+    notebook = submission_notebook(file, release)
+    resources = {"nbgrader": _ids(assignment, student, course)}
+    saver = SaveReport()
+    saver.report = report
+    saver.preprocess(notebook, resources)
+    AssignLatePenalties(config=config).preprocess(notebook, resources)
+    folder = Path(course.format_path(course.autograded_directory, student, assignment))
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / f"{assignment}.ipynb", nbformat.writes(notebook))
+    if timestamp:
+        _replace(folder / "timestamp.txt", timestamp)
+
+
+def _timestamp(path: Path) -> str | None:
+    """When a submission arrived. nbgrader takes it for ungraded unless the gradebook says the same."""
+    try:
+        text = path.read_text().strip()
+        parse_utc(text)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s holds no time that nbgrader can read (%s): the submission counts as one without.", path, error)
+        return None
+    return text
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file all at once and leave it read-only, as nbgrader does with its own."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.write_text(text, encoding="utf-8")
+    partial.chmod(0o444)
+    partial.replace(path)
+
+
+# -- what a browser may see -----------------------------------------------------------------------------------------
+
+_TAGS = {
+    *("a", "abbr", "b", "blockquote", "br", "code", "dd", "del", "details", "div", "dl", "dt", "em", "hr", "i", "kbd"),
+    *("h1", "h2", "h3", "h4", "h5", "h6", "li", "ol", "p", "pre", "s", "span", "strong", "sub", "summary", "sup", "ul"),
+    *("table", "tbody", "td", "th", "thead", "tr"),
+}
+
+
+def safe_markdown(source: str) -> str:
+    """Markdown as HTML in which nothing runs or loads: nbgrader's templates trust their Markdown filter."""
+    try:
+        html = MarkdownWithMath(renderer=IPythonRenderer(escape=False, exclude_anchor_links=True)).render(source)
+        return bleach.clean(html, tags=_TAGS, attributes={"a": ["href", "title"], "abbr": ["title"]})
+    except Exception:  # brackets a thousand deep, a missing attachment: any text must be shown somehow
+        return f"<pre>{escape(source)}</pre>"

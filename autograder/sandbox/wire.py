@@ -1,0 +1,401 @@
+"""What crosses between the grader and a worker: length-prefixed msgspec messages that hold plain data only.
+
+Both sides use this file. Nothing in it executes what it reads: a tensor is a dtype, a shape and bytes; an object that is
+not plain data stays where it is, and a number (a handle) stands for it. The trusted side checks every size before it builds anything.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Literal, Union
+
+import msgspec
+import numpy as np
+import torch
+
+MAX_FRAME = 64 << 20  # bytes
+MAX_DIMS = 16
+MAX_DIM = 1 << 40
+MAX_DEPTH = 32
+MAX_INT_BITS = 4096  # a longer integer is no plain data: printing it would take for ever
+
+DTYPES: dict[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64,
+        torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
+        torch.float8_e4m3fn, torch.float8_e5m2,
+    )
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NUMPY_DTYPES = frozenset("?bBhHiIlLqQefdFD")
+
+
+class WireError(Exception):
+    """A frame that is not what the protocol allows. The worker that sent it is not heard again."""
+
+
+# -- values ---------------------------------------------------------------------------------------------------------
+
+
+class TensorData(msgspec.Struct, array_like=True, tag="tensor", frozen=True):
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+    requires_grad: bool = False
+
+
+class ArrayData(msgspec.Struct, array_like=True, tag="array", frozen=True):
+    dtype: str  # one of numpy's type characters
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class Handle(msgspec.Struct, array_like=True, tag="handle", frozen=True):
+    """An object that stays in the worker."""
+
+    id: int
+    type_name: str
+
+
+class Callback(msgspec.Struct, array_like=True, tag="callback", frozen=True):
+    """A callable that stays with the grader; calling it in the worker asks the grader."""
+
+    id: int
+
+
+class Sequence(msgspec.Struct, array_like=True, tag="sequence", frozen=True):
+    kind: Literal["list", "tuple", "set", "frozenset"]
+    items: list[Value]
+
+
+class Mapping(msgspec.Struct, array_like=True, tag="mapping", frozen=True):
+    items: list[tuple[Value, Value]]
+
+
+class Bytes(msgspec.Struct, array_like=True, tag="bytes", frozen=True):
+    data: bytes
+
+
+class Special(msgspec.Struct, array_like=True, tag="special", frozen=True):
+    kind: Literal["dtype", "device", "int", "ellipsis"]
+    text: str = ""
+
+
+class Slice(msgspec.Struct, array_like=True, tag="slice", frozen=True):
+    start: int | None
+    stop: int | None
+    step: int | None
+
+
+Value = Union[  # noqa: UP007 (a recursive alias that msgspec resolves by name)
+    None, bool, int, float, str, Bytes, TensorData, ArrayData, Handle, Callback, Sequence, Mapping, Special, Slice
+]
+
+# -- messages -------------------------------------------------------------------------------------------------------
+
+
+class Run(msgspec.Struct, tag="run"):
+    """Execute one cell in the submission's namespace."""
+
+    n: int
+    cell: str
+    source: str
+
+
+class Prepare(msgspec.Struct, tag="prepare"):
+    """Before any cell: the stand-ins of each exercise (source), then the functions that from now on raise (dotted names)."""
+
+    n: int
+    stand_ins: dict[str, str]
+    reserved: list[str]
+
+
+class Begin(msgspec.Struct, tag="begin"):
+    """Start a test of `exercise`: forget handles and graphs, seed every generator, put that exercise's stand-ins in place."""
+
+    n: int
+    seed: int
+    exercise: str
+
+
+class Call(msgspec.Struct, tag="call"):
+    n: int
+    target: Handle | str
+    args: list[Value]
+    kwargs: list[tuple[str, Value]]
+    grad: bool
+
+
+class Get(msgspec.Struct, tag="get"):
+    """An attribute of a handle, or (without a handle) whether the namespace has that name."""
+
+    n: int
+    handle: Handle | None
+    name: str
+
+
+class Fetch(msgspec.Struct, tag="fetch"):
+    n: int
+    handle: Handle
+
+
+class Keep(msgspec.Struct, tag="keep"):
+    n: int
+    value: Value
+
+
+class Backward(msgspec.Struct, tag="backward"):
+    n: int
+    graph: int
+    grads: list[Value]
+
+
+class Grads(msgspec.Struct, tag="grads"):
+    n: int
+    handle: Handle
+
+
+class CallbackResult(msgspec.Struct, tag="callback-result"):
+    value: Value
+    error: str = ""
+
+
+Request = Prepare | Run | Begin | Call | Get | Fetch | Keep | Backward | Grads | CallbackResult
+
+
+class Ran(msgspec.Struct, tag="ran"):
+    n: int
+    error: str  # "" or a sentence
+    output: str
+
+
+class Answer(msgspec.Struct, tag="answer"):
+    n: int
+    value: Value
+    graph: int = 0  # of the tensors in value that require grad; 0: none does
+
+
+class Raised(msgspec.Struct, tag="raised"):
+    n: int
+    types: list[str]  # the exception's class and its bases, nearest first
+    message: str
+    where: str  # "line 3 of cell causal_mask", "" if unknown
+
+
+class CallbackCall(msgspec.Struct, tag="callback-call"):
+    id: int
+    args: list[Value]
+
+
+class Exited(msgspec.Struct, tag="exited"):
+    """The worker's first process ended (sent by its parent in the jail, a hint only)."""
+
+    signal: int
+
+
+Reply = Ran | Answer | Raised | CallbackCall | Exited
+
+_encoder = msgspec.msgpack.Encoder()
+_requests: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Request)
+_replies: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Reply)
+
+
+def frame(message: Request | Reply) -> bytes:
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME:
+        raise WireError(f"a message of {len(body):,} bytes is larger than the {MAX_FRAME:,} that may cross")
+    return struct.pack("<I", len(body)) + body
+
+
+def read_request(body: bytes) -> Request:
+    return _requests.decode(body)
+
+
+def read_reply(body: bytes) -> Reply:
+    try:
+        return _replies.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
+        raise WireError(f"the worker sent something else than a reply ({type(error).__name__})") from None
+
+
+class Channel:
+    """Frames over a stream socket, with a deadline on the side that waits."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._buffer = bytearray()
+
+    def send(self, message: Request | Reply) -> None:
+        self.sock.sendall(frame(message))
+
+    def receive(self, tick: float | None = None, on_tick: Callable[[], None] | None = None) -> bytes:
+        """The next frame's body. While none is complete, `on_tick` is called every `tick` seconds (it may raise).
+
+        Raises EOFError when the other side is gone, WireError for a frame larger than MAX_FRAME.
+        """
+        self.sock.settimeout(tick)
+        next_tick = time.monotonic() + tick if tick else math.inf
+        while True:
+            if len(self._buffer) >= 4:
+                (size,) = struct.unpack_from("<I", self._buffer)
+                if size > MAX_FRAME:
+                    raise WireError(f"a frame of {size:,} bytes is larger than the {MAX_FRAME:,} that may cross")
+                if len(self._buffer) >= 4 + size:
+                    body = bytes(self._buffer[4 : 4 + size])
+                    del self._buffer[: 4 + size]
+                    return body
+            try:
+                chunk = self.sock.recv(1 << 18)
+            except TimeoutError:
+                chunk = None
+            if chunk == b"":
+                raise EOFError
+            if chunk:
+                self._buffer += chunk
+            if time.monotonic() >= next_tick and on_tick and tick:
+                on_tick()
+                next_tick = time.monotonic() + tick
+
+
+# -- between Python objects and values ------------------------------------------------------------------------------
+
+
+def encode(obj: Any, opaque: Callable[[Any], Value], tensors: list[torch.Tensor] | None = None, depth: int = 0) -> Value:
+    """`obj` as plain data. What is no plain data goes through `opaque` (a handle, a callback, or an exception).
+
+    Exact types only: a subclass of int, str or Tensor could lie about itself, so it is opaque. Tensors that require grad are
+    appended to `tensors` in the order in which they are met.
+    """
+    kind = type(obj)
+    if obj is None or kind in (bool, float, str):
+        return obj
+    if kind is bytes:
+        return Bytes(obj)
+    if kind is int:
+        if -(2**63) <= obj < 2**63:
+            return obj
+        if obj.bit_length() > MAX_INT_BITS:
+            raise WireError(f"an integer of {obj.bit_length():,} bits does not cross (at most {MAX_INT_BITS:,})")
+        return Special("int", hex(obj))
+    if kind is torch.Tensor or kind is torch.nn.Parameter:
+        if tensors is not None and obj.requires_grad:
+            tensors.append(obj)
+        return _encode_tensor(obj)
+    if depth > MAX_DEPTH:
+        raise WireError(f"a value nested deeper than {MAX_DEPTH} levels does not cross")
+
+    def inner(item: Any) -> Value:
+        return encode(item, opaque, tensors, depth + 1)
+
+    if kind in (list, tuple, set, frozenset):
+        return Sequence(kind.__name__, [inner(item) for item in obj])
+    if kind is torch.Size:
+        return Sequence("tuple", list(obj))
+    if kind in (dict, OrderedDict):
+        return Mapping([(inner(key), inner(item)) for key, item in obj.items()])
+    if isinstance(obj, tuple) and hasattr(kind, "_fields") and len(kind._fields) == len(obj):  # a named tuple
+        return Sequence("tuple", [inner(item) for item in tuple.__iter__(obj)])
+    if kind is np.ndarray and obj.dtype.char in NUMPY_DTYPES:
+        return ArrayData(obj.dtype.char, obj.shape, obj.tobytes())
+    if isinstance(obj, np.generic) and obj.dtype.char in NUMPY_DTYPES:
+        return encode(obj.item(), opaque, tensors, depth + 1)
+    if kind is torch.dtype and obj in DTYPE_NAMES:
+        return Special("dtype", DTYPE_NAMES[obj])
+    if kind is torch.device:
+        return Special("device", str(obj))
+    if obj is Ellipsis:
+        return Special("ellipsis")
+    if kind is slice and all(part is None or type(part) is int for part in (obj.start, obj.stop, obj.step)):
+        return Slice(obj.start, obj.stop, obj.step)
+    return opaque(obj)
+
+
+def decode(value: Value, resolve: Callable[[Handle | Callback], Any], depth: int = 0) -> Any:
+    """The Python object for `value`, with every size checked. Handles and callbacks go through `resolve`."""
+    if depth > MAX_DEPTH:
+        raise WireError(f"a value nested deeper than {MAX_DEPTH} levels does not cross")
+    match value:
+        case TensorData():
+            return _decode_tensor(value)
+        case ArrayData():
+            return _decode_array(value)
+        case Bytes(data):
+            return data
+        case Handle() | Callback():
+            return resolve(value)
+        case Sequence(kind, items):
+            make = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind]
+            try:
+                return make([decode(item, resolve, depth + 1) for item in items])
+            except TypeError:
+                raise WireError(f"a {kind} of things that cannot be in a {kind}") from None
+        case Mapping(items):
+            try:
+                return {decode(key, resolve, depth + 1): decode(item, resolve, depth + 1) for key, item in items}
+            except TypeError:
+                raise WireError("a dict with keys that cannot be keys") from None
+        case Special("dtype", text) if text in DTYPES:
+            return DTYPES[text]
+        case Special("device", text) if text in ("cpu", "meta"):
+            return torch.device(text)
+        case Special("int", text) if len(text) <= MAX_INT_BITS // 4 + 3:
+            try:
+                return int(text, 16)
+            except ValueError:
+                raise WireError("an integer that is none") from None
+        case Special("ellipsis"):
+            return Ellipsis
+        case Special(kind, text):
+            raise WireError(f"a {kind} that does not cross: {text[:40]!r}")
+        case Slice(start, stop, step):
+            return slice(start, stop, step)
+    return value
+
+
+def _encode_tensor(tensor: torch.Tensor) -> TensorData:
+    name = DTYPE_NAMES.get(tensor.dtype)
+    if name is None or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        raise WireError(f"a {tensor.dtype} tensor on {tensor.device} ({tensor.layout}) does not cross")
+    if tensor.numel() * tensor.element_size() > MAX_FRAME:
+        raise WireError(f"a tensor of shape {tuple(tensor.shape)} is larger than the {MAX_FRAME:,} bytes that may cross")
+    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return TensorData(name, tuple(tensor.shape), data, tensor.requires_grad)
+
+
+def _checked_size(shape: tuple[int, ...], itemsize: int, data: bytes) -> None:
+    if len(shape) > MAX_DIMS or any(not 0 <= dim <= MAX_DIM for dim in shape):
+        raise WireError(f"a tensor of {len(shape)} dimensions or an impossible size does not cross")
+    if math.prod(shape) * itemsize != len(data):
+        raise WireError("a tensor whose bytes do not fit its shape")
+
+
+def _decode_tensor(value: TensorData) -> torch.Tensor:
+    dtype = DTYPES.get(value.dtype)
+    if dtype is None:
+        raise WireError(f"a tensor of unknown dtype {value.dtype[:40]!r}")
+    _checked_size(value.shape, dtype.itemsize, value.data)
+    if not value.data:
+        tensor = torch.empty(value.shape, dtype=dtype)
+    elif dtype is torch.bool:  # a byte other than 0 and 1 would make a boolean that is neither
+        tensor = torch.frombuffer(bytearray(value.data), dtype=torch.uint8).reshape(value.shape) != 0
+    else:
+        tensor = torch.frombuffer(bytearray(value.data), dtype=dtype).reshape(value.shape)
+    differentiable = dtype.is_floating_point or dtype.is_complex
+    return tensor.requires_grad_() if value.requires_grad and differentiable else tensor
+
+
+def _decode_array(value: ArrayData) -> np.ndarray:
+    if value.dtype not in NUMPY_DTYPES or len(value.dtype) != 1:
+        raise WireError(f"an array of unknown dtype {value.dtype[:40]!r}")
+    dtype = np.dtype(value.dtype)
+    _checked_size(value.shape, dtype.itemsize, value.data)
+    if dtype.char == "?":
+        return (np.frombuffer(value.data, np.uint8) != 0).reshape(value.shape)
+    return np.frombuffer(bytearray(value.data), dtype).reshape(value.shape)

@@ -1,0 +1,272 @@
+"""The untrusted side: runs a submission's cells and answers calls. It is forked by the zygote, inside the jail.
+
+Everything here shares a process with the student's code, which may patch any of it. That is allowed for: this side only ever
+sends data, and the grader trusts none of it.
+"""
+
+from __future__ import annotations
+
+import io
+import linecache
+import random
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import wire
+
+OUTPUT_LIMIT = 20_000  # characters a cell may print
+MESSAGE_LIMIT = 600  # characters of an exception's text
+
+
+class PrintedTooMuch(BaseException):
+    """Not an Exception, so that a cell's own `except Exception` does not go on printing."""
+
+
+class Output(io.TextIOBase):
+    """Standard output of the student's code, cut at the limit."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        room = OUTPUT_LIMIT - len(self.text)
+        self.text += text[:room]
+        if len(text) > room:
+            raise PrintedTooMuch(f"this cell printed more than {OUTPUT_LIMIT:,} characters")
+        return len(text)
+
+
+class Graph:
+    """The tensors of one call through which gradients flow."""
+
+    def __init__(self, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+        self.inputs, self.outputs = inputs, outputs
+
+
+class Worker:
+    def __init__(self, channel: wire.Channel) -> None:
+        self.channel = channel
+        self.module = types.ModuleType("__main__")
+        self.namespace = self.module.__dict__
+        self.handles: dict[int, Any] = {}
+        self.graphs: dict[int, Graph] = {}
+        self.stand_ins: dict[str, dict[str, Any]] = {}
+        self.replaced: dict[str, Any] = {}  # the student's own objects while an exercise's stand-ins have their names
+        sys.modules["__main__"] = self.module
+        sys.argv = [""]
+
+    def serve(self) -> None:
+        while True:
+            try:
+                request = wire.read_request(self.channel.receive())
+            except EOFError:
+                return
+            self.reply(self.answer(request))
+
+    def reply(self, reply: Any) -> None:
+        try:
+            data = wire.frame(reply)
+        except (wire.WireError, ValueError, OverflowError) as error:  # too large, or text that is no Unicode
+            data = wire.frame(raised(reply.n, error))
+        self.channel.sock.sendall(data)
+
+    def answer(self, request: Any) -> Any:
+        if isinstance(request, wire.Run):
+            return self.run(request)
+        try:
+            match request:
+                case wire.Prepare():
+                    self.prepare(request)
+                    return wire.Answer(request.n, None)
+                case wire.Begin():
+                    self.begin(request)
+                    return wire.Answer(request.n, None)
+                case wire.Call():
+                    return self.call(request)
+                case wire.Get(n, None, name):
+                    return wire.Answer(n, name in self.namespace)
+                case wire.Get(n, handle, name):
+                    return wire.Answer(n, self.encode(getattr(self.resolve(handle), name)))
+                case wire.Fetch(n, handle):
+                    return wire.Answer(n, self.encode(self.resolve(handle), opaque=refuse))
+                case wire.Keep(n, value):
+                    return wire.Answer(n, self.handle(wire.decode(value, self.resolve)))
+                case wire.Backward(n, graph, grads):
+                    return wire.Answer(n, self.backward(self.graphs[graph], grads))
+                case wire.Grads(n, handle):
+                    named = {name: p.grad for name, p in self.resolve(handle).named_parameters()}
+                    return wire.Answer(n, self.encode(named))
+        except BaseException as error:
+            return raised(request.n, error)
+        raise TypeError(f"{type(request).__name__} is no request")
+
+    def run(self, request: wire.Run) -> wire.Ran:
+        filename = f"<cell {request.cell}>"
+        linecache.cache[filename] = (len(request.source), None, request.source.splitlines(keepends=True), filename)
+        output = Output()
+        stdout, stderr = sys.stdout, sys.stderr
+        sys.stdout = sys.stderr = output  # type: ignore[assignment]
+        error = ""
+        try:
+            exec(compile(request.source, filename, "exec", dont_inherit=True), self.namespace)
+        except BaseException as problem:
+            error = sentence(problem)
+        finally:
+            sys.stdout, sys.stderr = stdout, stderr
+        return wire.Ran(request.n, error, clean(output.text))
+
+    def prepare(self, request: wire.Prepare) -> None:
+        """Stand-ins run before anything is reserved, so that they can hold the originals."""
+        for exercise, source in request.stand_ins.items():
+            namespace: dict[str, Any] = {"__name__": "stand_ins"}
+            exec(compile(source, "<stand-ins>", "exec", dont_inherit=True), namespace)
+            self.stand_ins[exercise] = {
+                name: value
+                for name, value in namespace.items()
+                if getattr(value, "__module__", "") == "stand_ins"  # what they define, not what they import
+            }
+        for name in request.reserved:
+            reserve(name)
+
+    def begin(self, request: wire.Begin) -> None:
+        self.handles.clear()
+        self.graphs.clear()
+        for name, value in self.replaced.items():
+            if value is MISSING:
+                self.namespace.pop(name, None)
+            else:
+                self.namespace[name] = value
+        self.replaced.clear()
+        for name, value in self.stand_ins.get(request.exercise, {}).items():
+            self.replaced[name] = self.namespace.get(name, MISSING)
+            self.namespace[name] = value
+        random.seed(request.seed)
+        np.random.seed(request.seed)
+        torch.manual_seed(request.seed)
+
+    def call(self, request: wire.Call) -> wire.Answer:
+        inputs: list[torch.Tensor] = []
+
+        def value(item: Any) -> Any:
+            return wire.decode(item, self.resolve)
+
+        target = self.namespace[request.target] if isinstance(request.target, str) else self.resolve(request.target)
+        args = [value(item) for item in request.args]
+        kwargs = {name: value(item) for name, item in request.kwargs}
+        for tensor in tensors_in([args, kwargs]):
+            if tensor.requires_grad and tensor.is_leaf:
+                inputs.append(tensor)
+        with torch.set_grad_enabled(request.grad):
+            result = target(*args, **kwargs)
+        outputs: list[torch.Tensor] = []
+        encoded = self.encode(result, tensors=outputs)
+        graph = 0
+        if outputs and request.grad:
+            graph = len(self.graphs) + 1
+            self.graphs[graph] = Graph(inputs, outputs)
+        return wire.Answer(request.n, encoded, graph)
+
+    def backward(self, graph: Graph, grads: list[Any]) -> Any:
+        for tensor in graph.inputs:
+            tensor.grad = None
+        upstream = [wire.decode(grad, self.resolve) for grad in grads]
+        torch.autograd.backward(graph.outputs, upstream, retain_graph=True)
+        return self.encode([tensor.grad for tensor in graph.inputs])
+
+    # -- handles and callbacks --
+
+    def encode(self, obj: Any, opaque: Any = None, tensors: list[torch.Tensor] | None = None) -> Any:
+        return wire.encode(obj, opaque or self.handle, tensors)
+
+    def handle(self, obj: Any) -> wire.Handle:
+        number = len(self.handles) + 1
+        self.handles[number] = obj
+        return wire.Handle(number, type(obj).__name__[:80])
+
+    def resolve(self, reference: Any) -> Any:
+        if isinstance(reference, wire.Handle):
+            return self.handles[reference.id]
+        return self.callback(reference.id)
+
+    def callback(self, number: int) -> Callable[..., Any]:
+        def ask(*args: Any) -> Any:
+            self.channel.send(wire.CallbackCall(number, [self.encode(arg) for arg in args]))
+            result = wire.read_request(self.channel.receive())
+            if not isinstance(result, wire.CallbackResult):
+                raise RuntimeError("the grader did not answer the callback")
+            if result.error:
+                raise RuntimeError(result.error)
+            return wire.decode(result.value, self.resolve)
+
+        return ask
+
+
+MISSING = object()
+
+
+def tensors_in(obj: Any) -> list[torch.Tensor]:
+    if isinstance(obj, torch.Tensor):
+        return [obj]
+    if isinstance(obj, dict):
+        return [tensor for item in obj.values() for tensor in tensors_in(item)]
+    if isinstance(obj, list | tuple):
+        return [tensor for item in obj for tensor in tensors_in(item)]
+    return []
+
+
+def refuse(obj: Any) -> Any:
+    raise TypeError(f"a {type(obj).__name__} is no plain data")
+
+
+def reserve(dotted: str) -> None:
+    """Replace a library function by one that says that building it is the exercise."""
+    module_name, name = dotted.rsplit(".", 1)
+
+    def reserved(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(f"{name} is what this exercise asks you to build, so it cannot be called here")
+
+    setattr(sys.modules[module_name], name, reserved)
+
+
+def where(error: BaseException) -> str:
+    """The deepest line of the student's own code in the traceback: "line 3 of cell causal_mask"."""
+    for step in reversed(traceback.extract_tb(error.__traceback__)):
+        if step.filename.startswith("<cell "):
+            return f"line {step.lineno} of cell {step.filename[6:-1]}"
+    return ""
+
+
+def clean(message: str) -> str:
+    """Lone surrogates cannot be encoded, so they become question marks."""
+    return str.encode(message, "utf-8", "replace").decode()
+
+
+def text(error: BaseException) -> str:
+    try:
+        message = str(error)
+    except BaseException:
+        return "an error whose text cannot be read"
+    message = clean(message)
+    return message if len(message) <= MESSAGE_LIMIT else message[:MESSAGE_LIMIT] + " …"
+
+
+def sentence(error: BaseException) -> str:
+    if isinstance(error, PrintedTooMuch):
+        return text(error)
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {clean(str(error.msg))} (line {error.lineno})"
+    place = where(error)
+    return f"{type(error).__name__}: {text(error)}" + (f" ({place})" if place else "")
+
+
+def raised(n: int, error: BaseException) -> wire.Raised:
+    types_of = [kind.__name__[:80] for kind in type(error).__mro__ if kind is not object]
+    return wire.Raised(n, types_of[:20], text(error), where(error))

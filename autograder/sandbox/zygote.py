@@ -1,0 +1,178 @@
+"""Inside the jail: imports torch once, then forks one worker for each submission. It holds nothing that a submission may not see.
+
+The grader sends one byte and a socket over the control channel. The zygote forks; the child enters namespaces of its own, closes
+every way out (see `confine`), and serves that socket until it is killed. Its parent, a second child, only waits and tells how it ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import Any
+
+CONTROL_FD = 3
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWIPC = 0x00020000, 0x10000000, 0x20000000, 0x08000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
+
+# Refused with EPERM. What is left: files in the worker's own folders, memory, threads, forks and pipes within the limits.
+REFUSED = ["socket", "socketpair", "connect", "bind", "listen", "accept", "accept4", "sendmsg", "sendmmsg", "recvmsg", "recvmmsg", "execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "kcmp", "pidfd_open", "pidfd_getfd", "pidfd_send_signal", "mount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree", "open_tree_attr", "fsopen", "fsconfig", "fsmount", "fspick", "mount_setattr", "statmount", "listmount", "unshare", "setns", "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setgroups", "setfsuid", "setfsgid", "capset", "personality", "io_uring_setup", "io_uring_enter", "io_uring_register", "bpf", "perf_event_open", "userfaultfd", "keyctl", "add_key", "request_key", "init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load", "reboot", "swapon", "swapoff", "acct", "syslog", "quotactl", "quotactl_fd", "open_by_handle_at", "name_to_handle_at", "fanotify_init", "fanotify_mark", "inotify_init", "inotify_init1", "lookup_dcookie", "nfsservctl", "vhangup", "shmget", "shmat", "shmctl", "shmdt", "msgget", "msgsnd", "msgrcv", "msgctl", "semget", "semop", "semctl", "semtimedop", "mq_open", "mq_unlink", "memfd_create", "memfd_secret", "settimeofday", "clock_settime", "clock_adjtime", "adjtimex", "sethostname", "setdomainname", "iopl", "ioperm", "modify_ldt", "mbind", "migrate_pages", "move_pages", "set_mempolicy", "set_mempolicy_home_node", "mlock", "mlock2", "mlockall", "landlock_create_ruleset"]  # sendto and recvfrom stay for the worker's own channel: with no other socket to be had they reach nobody else
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check(result: int, what: str) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+
+
+def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    check(libc.mount(source.encode(), target.encode(), kind.encode(), flags, data.encode()), f"mounting {target}")
+
+
+def make_filter() -> Any:
+    """The system-call filter, built once; every worker loads it."""
+    import pyseccomp
+
+    refused = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    for name in REFUSED:
+        try:
+            refused.add_rule(pyseccomp.ERRNO(errno.EPERM), name)
+        except (RuntimeError, OSError, ValueError):
+            continue  # this kernel or libseccomp has no such call
+    # clone3 passes its flags in memory, where a filter cannot look: libc falls back to clone, whose flags it can
+    refused.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
+    for flag in (CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWIPC, 0x02000000, 0x04000000, 0x40000000):
+        refused.add_rule(pyseccomp.ERRNO(errno.EPERM), "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flag, flag))
+    tiocsti = 0x5412
+    refused.add_rule(pyseccomp.ERRNO(errno.EPERM), "ioctl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, tiocsti))
+    return refused
+
+
+def new_namespaces() -> None:
+    """User, process, mount and IPC namespaces of this worker's own; the network is already the jail's empty one."""
+    uid, gid = os.getuid(), os.getgid()
+    check(libc.unshare(CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC), "unshare")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def confine(channel: socket.socket, limits: dict[str, int], syscalls: Any) -> None:
+    """Called in process 1 of the new namespaces, before any of the student's code. Each line closes one way out."""
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    for folder in ("/student", "/dev/shm"):
+        mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, f"size={limits['disk']},nr_inodes=1024,mode=0700")
+    os.chdir("/student")
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    keep = channel.fileno()
+    os.closerange(3, keep)
+    os.closerange(keep + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    for limit, value in (
+        (resource.RLIMIT_CPU, limits["cpu"]),
+        (resource.RLIMIT_AS, limits["address_space"]),
+        (resource.RLIMIT_FSIZE, limits["disk"]),
+        (resource.RLIMIT_NOFILE, limits["files"]),
+        (resource.RLIMIT_NPROC, limits["processes"]),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+    ):
+        resource.setrlimit(limit, (value, value))
+    for capability in range(64):
+        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # capset version 3: no effective, permitted or inheritable capability
+    check(libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
+    check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    syscalls.load()
+
+
+def serve_one(channel: socket.socket, limits: dict[str, int], syscalls: Any) -> None:
+    """In the zygote's child: start the worker as process 1 of its namespaces, hand its pidfd over, wait, tell how it ended."""
+    import wire
+    import worker
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the zygote ignores it so that its children are reaped
+    new_namespaces()
+    go_read, go_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(go_write)
+            os.read(go_read, 1)  # until the grader holds the pidfd
+            confine(channel, limits, syscalls)
+            worker.Worker(wire.Channel(channel)).serve()
+        finally:
+            os._exit(0)
+    pidfd = os.pidfd_open(pid)
+    socket.send_fds(channel, [b"p"], [pidfd])
+    os.close(go_read)
+    os.write(go_write, b"g")
+    _, status = os.waitpid(pid, 0)
+    try:
+        channel.sendall(wire.frame(wire.Exited(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)))
+    finally:
+        os._exit(0)
+
+
+def warm_up() -> None:
+    """Import what torch and the notebooks import lazily, and see to it that one thread is all there is."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import einops  # noqa: F401
+    import jaxtyping  # noqa: F401
+    import matplotlib.pyplot
+    import torch
+    import torch.fx.experimental.symbolic_shapes
+    import torch.utils.flop_counter
+
+    torch.set_num_threads(1)
+    torch.set_num_interop_threads(1)
+    x = torch.randn(4, 4, requires_grad=True)
+    torch.nn.functional.scaled_dot_product_attention(x[None], x[None], x[None]).sum().backward()
+    torch.nn.Linear(4, 4)(x).softmax(-1).sum().backward()
+
+
+def main() -> None:
+    control = socket.socket(fileno=CONTROL_FD)
+    limits = json.loads(sys.argv[1])
+    sys.argv = [""]
+    syscalls = make_filter()
+    warm_up()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    threads = len(os.listdir("/proc/self/task"))
+    with open("/proc/self/statm") as file:
+        limits["address_space"] += int(file.read().split()[0]) * resource.getpagesize()
+    gc.collect()
+    gc.freeze()  # a child's garbage collection then touches, and so copies, none of the pages it shares with the zygote
+    control.sendall(bytes([threads]))
+    while True:
+        byte, fds, _, _ = socket.recv_fds(control, 1, 1)
+        if not byte:
+            return  # the grader is gone
+        channel = socket.socket(fileno=fds[0])
+        if os.fork() == 0:
+            control.close()
+            try:
+                serve_one(channel, limits, syscalls)
+            except BaseException as error:
+                channel.sendall(f"!{type(error).__name__}: {error}".encode()[:400])
+            finally:
+                os._exit(1)
+        channel.close()
+
+
+if __name__ == "__main__":
+    main()

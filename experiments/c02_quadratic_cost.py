@@ -1,0 +1,106 @@
+"""How do time and memory of attention grow with the number of tokens?
+
+Plain attention, as the notebook builds it, computes the whole n × n matrix of scores and keeps it. PyTorch's
+F.scaled_dot_product_attention computes the same result in blocks and never holds that matrix (the idea of
+FlashAttention, Dao et al. 2022, arXiv:2205.14135). Both run forward only, without a mask, on one head of 64 channels.
+
+Time is CPU time on one core, the two taking turns; only ratios of it are kept. Memory is the largest sum of what
+PyTorch's allocator had given out and not got back during the call, from its own log; inputs are not counted. A slope is
+fitted by least squares to the logarithms, over lengths from `fit_from` on, where fixed costs no longer matter: 2 means
+that twice the length costs four times as much. One sweep over all lengths is one seed.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.profiler import ProfilerActivity, profile
+
+from ichimon.measure import ROOT, Config, Experiment, Results, Verdict, estimate, interleaved, main
+from ichimon.notebook import load
+
+MIB = 2**20
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """The most memory that PyTorch had handed out at any moment of the call, above what it had before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as log, TemporaryDirectory() as folder:
+        function()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        log.export_chrome_trace(str(path))
+        events = [event for event in json.loads(path.read_text())["traceEvents"] if event["name"] == "[memory]"]
+    changes = [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
+    return int(np.cumsum(changes).max())
+
+
+def slope(lengths: Sequence[int], costs: Sequence[float]) -> float:
+    return float(np.polyfit(np.log(lengths), np.log(costs), 1)[0])
+
+
+@torch.no_grad()
+def run(config: Config, seeds: Sequence[int]) -> Results:
+    plain = load(ROOT / "solutions/02-self-attention.py").attention
+    kinds = {"plain": plain, "fused": scaled_dot_product_attention}
+    lengths, fitted = config["lengths"], [n for n in config["lengths"] if n >= config["fit_from"]]
+    seconds: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
+    memory: dict[str, list[list[int]]] = {kind: [] for kind in kinds}
+    for seed in seeds:
+        torch.manual_seed(seed)
+        for rows in (*seconds.values(), *memory.values()):
+            rows.append([])
+        for n in lengths:
+            inputs = [torch.randn(1, 1, n, config["d_head"]) for _ in range(3)]
+            calls = {kind: lambda f=f, inputs=inputs: f(*inputs) for kind, f in kinds.items()}
+            times = interleaved(calls, repeats=config["repeats"])
+            for kind, call in calls.items():
+                seconds[kind][-1].append(median(times[kind]))
+                memory[kind][-1].append(peak_bytes(call))
+    unit = [row[0] for row in seconds["plain"]]  # the shortest plain call of each sweep
+    columns = range(len(lengths))
+    return {
+        "lengths": lengths,
+        "fit_from": config["fit_from"],
+        "slope": {
+            name: {kind: estimate([slope(fitted, row[-len(fitted) :]) for row in rows]) for kind, rows in costs.items()}
+            for name, costs in (("time", seconds), ("memory", memory))
+        },
+        "relative_time": {
+            kind: [estimate([row[i] / u for row, u in zip(rows, unit, strict=True)]) for i in columns]
+            for kind, rows in seconds.items()
+        },
+        "plain_over_fused_time": [
+            estimate([p[i] / f[i] for p, f in zip(seconds["plain"], seconds["fused"], strict=True)]) for i in columns
+        ],
+        "peak_mib": {kind: [max(row[i] for row in rows) / MIB for i in columns] for kind, rows in memory.items()},
+        "score_matrix_mib": [n * n * 4 / MIB for n in lengths],
+    }
+
+
+def verdict(found: Results) -> Verdict:
+    time, memory = found["slope"]["time"], found["slope"]["memory"]
+    quadratic = [time["plain"]["mean"], time["fused"]["mean"], memory["plain"]["mean"]]
+    if all(abs(value - 2) <= 0.25 for value in quadratic) and memory["fused"]["mean"] <= 1.1:
+        return "strong"
+    return "weak" if min(quadratic) > 1.5 > memory["fused"]["mean"] else "null"
+
+
+EXPERIMENT = Experiment(
+    name="c02_quadratic_cost",
+    claim=(
+        "Time and memory of plain attention grow with the square of the length: both slopes are 2 within 0.25. "
+        "Computing it in blocks does not change that for time, but brings the slope of the memory to at most 1.1."
+    ),
+    run=run,
+    verdict=verdict,
+    config={"d_head": 64, "lengths": [128, 256, 512, 1024, 2048, 4096], "fit_from": 512, "repeats": 9},
+    reduced={"lengths": [256, 512, 1024, 2048], "repeats": 3},
+)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)

@@ -1,0 +1,242 @@
+"""One word, two meanings: does the vector at *hashi* say whether it is a bridge or chopsticks?
+
+The corpus is synthetic. A sentence is 32 words: fillers, and the three Japanese homophones hashi, kumo and ame, each in
+one of two senses. One cue, 1 to 20 words before the homophone, gives its sense away ("river" or "rice"), and nine times
+in ten the word right after it fits the sense ("creaks" or "pinch"). Every sentence so holds cues for two other words.
+
+A one-layer language model learns to predict the next word; nobody tells it a sense. Then a linear probe (logistic
+regression) reads the sense from the vector at the homophone. Compared: a trained model without attention, attention as
+initialised, and trained attention. Control: the last again, with probes fitted to shuffled labels. The learning rate is
+chosen by validation loss on a seed of its own, the probe's penalty by validation accuracy; what is reported comes
+from sentences that neither model nor probe has seen.
+
+A probe shows that the sense can be read there, not that the model uses it. So each cue is also replaced by a filler,
+and we watch how much of the probability of the next word stays with words that fit the sense.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ichimon.measure import ROOT, Config, Experiment, Results, Verdict, estimate, main, paired
+from ichimon.notebook import load
+
+# homophone -> for each sense: the cues that come before it, and the words that fit right after it
+LEXICON = {
+    "hashi": [
+        ("river boat car stone town iron", "creaks sways spans"),
+        ("rice noodles soup bowl table dinner", "pinch lift snap"),
+    ],
+    "kumo": [
+        ("sky wind plane sun mountain weather", "drifts darkens covers"),
+        ("web silk leg corner insect ceiling", "crawls bites spins"),
+    ],
+    "ame": [
+        ("umbrella coat puddle storm autumn roof", "falls drips pours"),
+        ("sugar child mouth shop wrapper pocket", "melts tastes sticks"),
+    ],
+}
+NEUTRAL = (
+    "the a and then of to in on at by for with from as so but or if when while "
+    "there here now again once still only even very quite some any each both other this that these those it"
+)
+FILLERS = NEUTRAL.split()
+SENSES = [[(cues.split(), fits.split()) for cues, fits in senses] for senses in LEXICON.values()]
+WORDS = [*LEXICON, *FILLERS, *(word for senses in SENSES for cues, fits in senses for word in cues + fits)]
+ID = {word: i for i, word in enumerate(WORDS)}
+LENGTH, FARTHEST, FITTING = 32, 20, 0.9
+
+
+@dataclass
+class Sentences:
+    """`ids` [n, length]; for each of the three homophones its place, its sense (0 or 1) and its cue's place, [n, 3]."""
+
+    ids: Tensor
+    place: Tensor
+    sense: Tensor
+    cue: Tensor
+
+
+def sentences(n: int, seed: int) -> Sentences:
+    rng = random.Random(seed)
+    rows: list[list[list[int]]] = []
+    for _ in range(n):
+        words = [""] * LENGTH
+        places = rng.sample(range(FARTHEST, LENGTH, 2), len(SENSES))
+        choices = [rng.randrange(2) for _ in SENSES]
+        for homophone, senses, place, sense in zip(LEXICON, SENSES, places, choices, strict=True):
+            words[place] = homophone
+            words[place + 1] = rng.choice(senses[sense][1] if rng.random() < FITTING else FILLERS)
+        cues = []
+        for senses, place, sense in zip(SENSES, places, choices, strict=True):
+            cues.append(rng.choice([i for i in range(place - FARTHEST, place) if not words[i]]))
+            words[cues[-1]] = rng.choice(senses[sense][0])
+        rows.append([[ID[word or rng.choice(FILLERS)] for word in words], places, choices, cues])
+    return Sentences(*(torch.tensor(column) for column in zip(*rows, strict=True)))
+
+
+class LanguageModel(nn.Module):
+    """Embeddings, one attention layer or none, and a guess of the next word."""
+
+    def __init__(self, attention: nn.Module | None, mask: Tensor, d_model: int) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(len(WORDS), d_model), nn.Embedding(LENGTH, d_model)
+        self.attention, self.mask = attention, mask
+        self.guess = nn.Linear(d_model, len(WORDS))
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        x = self.words(ids) + self.places.weight
+        return x if self.attention is None else x + self.attention(x, self.mask)
+
+    def loss(self, ids: Tensor) -> Tensor:
+        return cross_entropy(self.guess(self.vectors(ids))[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def train(model: LanguageModel, ids: Tensor, lr: float, config: Config) -> LanguageModel:
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr)
+    for _ in range(config["steps"]):
+        optimiser.zero_grad()
+        model.loss(ids[torch.randint(len(ids), (config["batch"],))]).backward()
+        optimiser.step()
+    return model
+
+
+def probe(vectors: list[Tensor], labels: list[Tensor]) -> Tensor:
+    """Which test sentences a linear probe gets right; its penalty is chosen on the validation sentences.
+
+    Both arguments hold a part for training, for validation and for the test.
+    """
+    scaler = StandardScaler().fit(vectors[0])
+    x_train, x_validation, x_test = (scaler.transform(part) for part in vectors)
+    probes = [LogisticRegression(C=c, max_iter=1000).fit(x_train, labels[0]) for c in (0.01, 1.0)]
+    best = max(probes, key=lambda fitted: fitted.score(x_validation, labels[1]))
+    return torch.from_numpy(best.predict(x_test)) == labels[2]
+
+
+def run(config: Config, seeds: Sequence[int]) -> Results:
+    reference = load(ROOT / "solutions/02-self-attention.py")
+    mask = reference.causal_mask(LENGTH)
+
+    def model(kind: str, seed: int) -> LanguageModel:
+        torch.manual_seed(seed)
+        layer = None if kind == "no_attention" else reference.MultiHeadAttention(config["d_model"], config["n_heads"])
+        return LanguageModel(layer, mask, config["d_model"])
+
+    def corpus(seed: int) -> list[Sentences]:
+        """For the language model; for the probe to train, validate and test on."""
+        sizes = (config["n_train"], config["n_probe"], config["n_probe"] // 2, config["n_probe"])
+        return [sentences(n, 4 * seed + part) for part, n in enumerate(sizes)]
+
+    trials = []
+    text, _, validation, _ = corpus(config["tuning_seed"])
+    for kind in ("no_attention", "trained"):
+        for lr in config["learning_rates"]:
+            with_lr = train(model(kind, config["tuning_seed"]), text.ids, lr, config)
+            with torch.no_grad():
+                trials.append({"model": kind, "learning_rate": lr, "loss": with_lr.loss(validation.ids).item()})
+    best = {
+        kind: min((t for t in trials if t["model"] == kind), key=lambda t: t["loss"])["learning_rate"]
+        for kind in ("no_attention", "trained")
+    }
+
+    conditions = ("no_attention", "untrained", "trained", "shuffled_labels")
+    accuracy: dict[str, dict[str, list[float]]] = {kind: {word: [] for word in LEXICON} for kind in conditions}
+    ranges = config["ranges"]
+    by_distance: dict[str, list[list[float]]] = {kind: [[] for _ in ranges] for kind in ("untrained", "trained")}
+    fitting: dict[str, list[float]] = {"no_attention": [], "trained": [], "trained_without_cue": []}
+    for seed in seeds:
+        text, *parts = corpus(seed)
+        models = {
+            "no_attention": train(model("no_attention", seed), text.ids, best["no_attention"], config),
+            "untrained": model("untrained", seed),
+            "trained": train(model("trained", seed), text.ids, best["trained"], config),
+        }
+        models["shuffled_labels"] = models["trained"]
+        test = parts[-1]
+        for kind in conditions:
+            with torch.no_grad():
+                vectors = [models[kind].vectors(part.ids) for part in parts]
+            for i, word in enumerate(LEXICON):
+                labels = [part.sense[:, i] for part in parts]
+                at_word = [v[torch.arange(len(v)), part.place[:, i]] for v, part in zip(vectors, parts, strict=True)]
+                if kind == "shuffled_labels":
+                    shuffles = [[y[torch.randperm(len(y))] for y in labels[:2]] for _ in range(config["shuffles"])]
+                    right = torch.cat([probe(at_word, [*shuffled, labels[2]]) for shuffled in shuffles]).float()
+                else:
+                    right = probe(at_word, labels).float()
+                accuracy[kind][word].append(right.mean().item())
+                if word == "hashi" and kind in by_distance:
+                    distance = (test.place - test.cue)[:, i]
+                    for values, (low, high) in zip(by_distance[kind], ranges, strict=True):
+                        values.append(right[(distance >= low) & (distance <= high)].mean().item())
+        blind = test.ids.scatter(1, test.cue[:, :1], ID[FILLERS[0]])
+        for name, ids in (("no_attention", test.ids), ("trained", test.ids), ("trained_without_cue", blind)):
+            with torch.no_grad():
+                language_model = models[name.removesuffix("_without_cue")]
+                guesses = language_model.guess(language_model.vectors(ids)).softmax(-1)
+            after = guesses[torch.arange(len(ids)), test.place[:, 0]]
+            mass = torch.stack([after[:, [ID[word] for word in fits]].sum(-1) for _, fits in SENSES[0]], dim=-1)
+            fitting[name].append((mass.gather(1, test.sense[:, :1])[:, 0] / mass.sum(-1)).mean().item())
+
+    examples = sentences(100, 0)
+    return {
+        "accuracy": {
+            kind: {word: estimate(values) for word, values in words.items()} for kind, words in accuracy.items()
+        },
+        "trained_minus_untrained": {
+            word: paired(accuracy["trained"][word], accuracy["untrained"][word]) for word in LEXICON
+        },
+        "by_distance": {
+            "ranges": ranges,
+            **{kind: [estimate(values) for values in rows] for kind, rows in by_distance.items()},
+        },
+        "fitting_next_word": {name: estimate(values) for name, values in fitting.items()},
+        "example": {
+            name: " ".join(WORDS[i] for i in examples.ids[int((examples.sense[:, 0] == sense).nonzero()[0])])
+            for sense, name in enumerate(("bridge", "chopsticks"))
+        },
+        "learning_rate": best,
+        "trials": trials,
+    }
+
+
+def verdict(found: Results) -> Verdict:
+    gain, blind = found["trained_minus_untrained"]["hashi"], found["accuracy"]["no_attention"]["hashi"]
+    shuffled = found["accuracy"]["shuffled_labels"]["hashi"]
+    if blind["high"] < 0.55 and gain["low"] >= 0.10 and shuffled["high"] < 0.55:
+        return "strong"
+    return "weak" if gain["mean"] > 0.02 and blind["mean"] < 0.6 else "null"
+
+
+EXPERIMENT = Experiment(
+    name="c02_word_sense",
+    claim=(
+        "A linear probe on the vector at hashi is at chance without attention (below 55 %), and reads the sense at "
+        "least 10 points better from trained attention than from the same attention as initialised. Fitted to "
+        "shuffled labels it stays below 55 %."
+    ),
+    run=run,
+    verdict=verdict,
+    config={
+        "d_model": 32,
+        "n_heads": 4,
+        "n_train": 20000,
+        "n_probe": 2000,
+        "steps": 800,
+        "batch": 64,
+        "learning_rates": [0.003, 0.01, 0.03],
+        "tuning_seed": 100,
+        "shuffles": 10,
+        "ranges": [[1, 5], [6, 10], [11, 20]],
+    },
+    reduced={"n_train": 2000, "n_probe": 400, "steps": 150, "learning_rates": [0.03], "shuffles": 2},
+)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)

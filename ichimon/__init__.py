@@ -1,0 +1,4 @@
+"""What the notebooks of the course import. No exercise's answer is in here.
+
+`python -m ichimon check NOTEBOOK` runs the visible checks of a notebook and says in words how they went.
+"""

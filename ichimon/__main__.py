@@ -1,0 +1,75 @@
+"""`python -m ichimon`: the commands for students."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ichimon.check import Checked, check
+from ichimon.notebook import NotebookError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def main() -> None:
+    """Ichimon: how large language models are built, one question at a time."""
+
+
+@app.command("check")
+def check_command(
+    path: Annotated[Path, typer.Argument(metavar="NOTEBOOK", help="The notebook you work on, an .ipynb file.")],
+    limit: Annotated[float, typer.Option(min=0.1, help="Seconds that a cell may take.")] = 30,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what your cells print.")] = False,
+) -> None:
+    """Run the visible checks of NOTEBOOK and say how they went, exercise by exercise.
+
+    Your cells run from the top, then each check. A cell that raises, or that never ends, does not stop the others.
+    The exit code is 0 if every visible check passes, 1 if one does not, 2 if the file cannot be read.
+    """
+    _let_the_console_print_anything()
+    try:
+        checked = check(path, limit)
+    except NotebookError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    _show(path.name, checked, verbose)
+    raise typer.Exit(0 if checked.passed else 1)
+
+
+def _let_the_console_print_anything() -> None:
+    """A Windows console that cannot show ✓ shows ? instead of a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _show(name: str, checked: Checked, verbose: bool) -> None:
+    marks = {"passed": ("✓", "green"), "failed": ("✗", "red"), "not written": ("·", "yellow")}
+    column = max(len(verdict.exercise) for verdict in checked.verdicts) + 2
+    wide = max(40, min(100, shutil.get_terminal_size().columns - column - 2))
+    table = [f"{name}: the visible checks", ""]
+    for verdict in checked.verdicts:
+        mark, colour = marks[verdict.state]
+        first, *rest = textwrap.wrap(verdict.sentence, wide) or [""]
+        table.append(f"{typer.style(mark, fg=colour)} {verdict.exercise:<{column}}{first}")
+        table += [" " * (column + 2) + line for line in rest]
+    notes = [textwrap.fill(f"Note: {notice}", column + wide, subsequent_indent="      ") for notice in checked.notices]
+    printed = [f"{label} printed:\n{textwrap.indent(text.rstrip(), '    ')}" for label, text in checked.printed.items()]
+    passed = sum(verdict.state == "passed" for verdict in checked.verdicts)
+    summary = [
+        f"{passed} of {len(checked.verdicts)} exercises pass their visible checks.",
+        "The hidden tests decide the mark: they try more than these checks show.",
+    ]
+    blocks = [table, notes, printed if verbose else [], summary]
+    typer.echo("\n\n".join("\n".join(block) for block in blocks if block))
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m ichimon")

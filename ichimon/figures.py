@@ -1,0 +1,124 @@
+"""The one hand in which every figure of the course is drawn, in the book and in the notebooks.
+
+    from ichimon import figures
+    fig, ax = figures.new("Attention looks back, never ahead", x="key position", y="query position")
+    figures.weights(ax, matrix)
+
+The background is a light card of its own, so that a figure reads the same on a dark page, on a phone and in print.
+Matplotlib is imported by the first figure, not by this module: the grader runs set-up cells and draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which survives colour-blindness; its yellow is left out because it vanishes on a light card.
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
+MARKERS = ("o", "s", "^", "D", "v", "P")  # a second cue beside the colour
+CARD, INK, MUTED, GRID = "#FBF8F3", "#26221E", "#6B645C", "#DDD6CB"
+
+STYLE: dict[str, Any] = {
+    "figure.facecolor": CARD,
+    "figure.constrained_layout.use": True,
+    "savefig.facecolor": CARD,
+    "axes.facecolor": CARD,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlesize": 13,
+    "axes.titlepad": 12,
+    "axes.labelsize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "text.color": INK,
+    "font.size": 12,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "lines.linewidth": 2.2,
+    "lines.markersize": 6.5,
+    "svg.hashsalt": "ichimon",  # the same figure twice is the same file twice
+}
+
+
+def new(title: str, *, x: str = "", y: str = "", size: tuple[float, float] = (6.4, 4.0)) -> tuple[Figure, Axes]:
+    """An empty figure. The title says what to see; `x` and `y` name the axes, with units.
+
+    `size` is in inches. Keep it about 6.4 wide: its letters are then still readable on a phone.
+    """
+    fig, (ax,) = panels(1, size=size)
+    ax.set_title(title)
+    ax.set(xlabel=x, ylabel=y)
+    return fig, ax
+
+
+def panels(n: int, title: str = "", *, size: tuple[float, float] = (6.4, 4.0)) -> tuple[Figure, list[Axes]]:
+    """`n` axes side by side under one title."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({**STYLE, "axes.prop_cycle": plt.cycler(color=PALETTE)})
+    fig, axes = plt.subplots(1, n, figsize=size, squeeze=False)
+    if title:
+        fig.suptitle(title, x=0.02, ha="left", weight="bold", size=13)
+    return fig, list(axes[0])
+
+
+def estimates(
+    ax: Axes, x: Sequence[float], curve: Sequence[Mapping[str, Any]], label: str, *, nth: int = 0, style: str = "-"
+) -> None:
+    """One curve of estimates over seeds: the means as a line, the 95 % intervals as a band, in the `nth` colour.
+
+    An estimate is a mapping with `mean`, `low` and `high`, as `ichimon.measure` writes it.
+    """
+    colour, marker = PALETTE[nth % len(PALETTE)], MARKERS[nth % len(MARKERS)]
+    ax.plot(x, [e["mean"] for e in curve], style, color=colour, marker=marker, label=label)
+    ax.fill_between(x, [e["low"] for e in curve], [e["high"] for e in curve], color=colour, alpha=0.18, linewidth=0)
+
+
+def weights(ax: Axes, matrix: Any, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> None:
+    """An attention map: one row a query, one column a key, darker where more is taken. Every row sums to 1."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shades = LinearSegmentedColormap.from_list("weights", [CARD, SKY, BLUE, "#00304D"])  # 0 is the card itself
+    ax.imshow(matrix, cmap=shades, vmin=0, vmax=1, aspect="auto")
+    ax.grid(False)
+    ax.tick_params(length=0)
+    if len(rows):
+        ax.set_yticks(range(len(rows)), rows)
+    if len(columns):
+        ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+
+
+def percent(axis: Axis) -> None:
+    """Write an axis of fractions as percentages: `percent(ax.yaxis)`."""
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def close(fig: Figure) -> None:
+    """Take a figure that was displayed by hand from the list of those that the notebook would display once more."""
+    import matplotlib.pyplot as plt
+
+    plt.close(fig)
+
+
+def crisp() -> None:
+    """Draw this notebook's figures as SVG: sharp at every size, and small."""
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    set_matplotlib_formats("svg", metadata={"Date": None})
