@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 # of SQLAlchemy 2 about how nbgrader adds a submission, one screen of them a command; what it adds is right
 warnings.filterwarnings("ignore", "Object of type .* not in session", SAWarning, r"nbgrader\.api")
 
-LONGEST_CELL = 50_000  # characters of one submitted cell on nbgrader's pages; the file in submitted/ keeps all
+LONGEST_CELL = 20_000  # characters of a submitted cell that nbgrader's pages show; the file in submitted/ keeps all
+LONGEST_EXTRA = 200_000  # and of all cells that the student added: Markdown can be written to be slow to read
 
 
 class GradebookError(NbGraderException):
@@ -145,17 +146,21 @@ def submission_notebook(path: Path, release: NotebookNode) -> NotebookNode:
     last = {cell.id: position for position, cell in enumerate(submitted, start=1) if cell.id in ours}
     shown: list[NotebookNode] = []
     times: Counter[str] = Counter()
+    extra = 0
     for position, cell in enumerate(submitted, start=1):
         times[cell.id] += 1
-        there = _shown(cell, ours[cell.id] if last.get(cell.id) == position else None)
+        own = ours[cell.id] if last.get(cell.id) == position else None
+        there = _shown(cell, own)
         there.metadata["ichimon"] = {"names": _names(cell, position, times[cell.id])}
-        shown.append(there)
+        extra += len(there.source) if own is None else 0
+        if own is not None or extra <= LONGEST_EXTRA:
+            shown.append(there)
     place = 0
-    for name, own in ours.items():
+    for name, missing in ours.items():
         if name in last:
             place = 1 + next(i for i, there in enumerate(shown) if _name(there) == name)
         else:
-            shown.insert(place, _copied(own, own.source))
+            shown.insert(place, _copied(missing, missing.source))
             place += 1
     for i, there in enumerate(shown):
         there["id"] = _name(there) or f"submitted-{i}"

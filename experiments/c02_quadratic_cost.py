@@ -12,6 +12,7 @@ that twice the length costs four times as much. One sweep over all lengths is on
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -29,7 +30,7 @@ MIB = 2**20
 
 def peak_bytes(function: Callable[[], object]) -> int:
     """The most memory that PyTorch had handed out at any moment of the call, above what it had before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as log, TemporaryDirectory() as folder:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as log:
         function()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -48,19 +49,17 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
     plain = load(ROOT / "solutions/02-self-attention.py").attention
     kinds = {"plain": plain, "fused": scaled_dot_product_attention}
     lengths, fitted = config["lengths"], [n for n in config["lengths"] if n >= config["fit_from"]]
-    seconds: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
-    memory: dict[str, list[list[int]]] = {kind: [] for kind in kinds}
-    for seed in seeds:
+    seconds: dict[str, list[list[float]]] = {kind: [[] for _ in seeds] for kind in kinds}
+    memory: dict[str, list[list[int]]] = {kind: [[] for _ in seeds] for kind in kinds}
+    for sweep, seed in enumerate(seeds):
         torch.manual_seed(seed)
-        for rows in (*seconds.values(), *memory.values()):
-            rows.append([])
         for n in lengths:
             inputs = [torch.randn(1, 1, n, config["d_head"]) for _ in range(3)]
-            calls = {kind: lambda f=f, inputs=inputs: f(*inputs) for kind, f in kinds.items()}
+            calls = {kind: partial(function, *inputs) for kind, function in kinds.items()}
             times = interleaved(calls, repeats=config["repeats"])
             for kind, call in calls.items():
-                seconds[kind][-1].append(median(times[kind]))
-                memory[kind][-1].append(peak_bytes(call))
+                seconds[kind][sweep].append(median(times[kind]))
+                memory[kind][sweep].append(peak_bytes(call))
     unit = [row[0] for row in seconds["plain"]]  # the shortest plain call of each sweep
     columns = range(len(lengths))
     return {

@@ -10,37 +10,38 @@ do at once, so this test leaves out the larger part of attention's advantage on 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from statistics import median
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ichimon.measure import ROOT, Config, Experiment, Results, Verdict, estimate, interleaved, main
 from ichimon.notebook import load
 
 
+def step(layer: nn.Module, *inputs: Tensor) -> None:
+    output = layer(*inputs)
+    (output[0] if isinstance(output, tuple) else output).sum().backward()  # a GRU also returns its last state
+
+
 def run(config: Config, seeds: Sequence[int]) -> Results:
     reference = load(ROOT / "solutions/02-self-attention.py")
-    d, ratios = config["d_model"], {n: [] for n in config["lengths"]}
+    ratios: dict[int, list[float]] = {n: [] for n in config["lengths"]}
     for seed in seeds:
         torch.manual_seed(seed)
-        attention = reference.MultiHeadAttention(d, config["n_heads"])
-        gru = nn.GRU(d, config["gru_hidden"], batch_first=True)
+        attention = reference.MultiHeadAttention(config["d_model"], config["n_heads"])
+        gru = nn.GRU(config["d_model"], config["gru_hidden"], batch_first=True)
         for n in config["lengths"]:
-            x, mask = torch.randn(config["batch"], n, d, requires_grad=True), reference.causal_mask(n)
-            steps = {
-                "attention": lambda x=x, mask=mask: attention(x, mask).sum().backward(),
-                "gru": lambda x=x: gru(x)[0].sum().backward(),
-            }
+            x = torch.randn(config["batch"], n, config["d_model"], requires_grad=True)
+            steps = {"attention": partial(step, attention, x, reference.causal_mask(n)), "gru": partial(step, gru, x)}
             times = interleaved(steps, repeats=config["repeats"])
             ratios[n].append(median(times["gru"]) / median(times["attention"]))
+    layers = {"attention": attention, "gru": gru}
     return {
         "lengths": config["lengths"],
         "gru_over_attention": [estimate(by_seed) for by_seed in ratios.values()],
-        "parameters": {
-            "attention": sum(p.numel() for p in attention.parameters()),
-            "gru": sum(p.numel() for p in gru.parameters()),
-        },
+        "parameters": {name: sum(p.numel() for p in layer.parameters()) for name, layer in layers.items()},
     }
 
 

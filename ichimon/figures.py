@@ -110,13 +110,6 @@ def percent(axis: Axis) -> None:
     axis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
-def close(fig: Figure) -> None:
-    """Take a figure that was displayed by hand from the list of those that the notebook would display once more."""
-    import matplotlib.pyplot as plt
-
-    plt.close(fig)
-
-
 def crisp() -> None:
     """Draw this notebook's figures as SVG: sharp at every size, and small."""
     from matplotlib_inline.backend_inline import set_matplotlib_formats

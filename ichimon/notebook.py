@@ -54,7 +54,7 @@ def cells(path: Path | str) -> list[Cell]:
     A .py source is the author's: an unknown header, a duplicate, an exercise without a check raise NotebookError.
     """
     path = Path(path)
-    return _ipynb_cells(path) if _is_ipynb(path) else _source_cells(path)
+    return _ipynb_cells(path, _document(path)) if _is_ipynb(path) else _source_cells(path)
 
 
 def assignment(path: Path | str) -> str | None:
@@ -68,8 +68,11 @@ def assignment(path: Path | str) -> str | None:
 def exercises(path: Path | str) -> dict[str, float]:
     """The exercises of a notebook in order and their points, also those whose cells were deleted from an .ipynb."""
     path = Path(path)
-    found = cells(path)
-    declared = _declared(_document(path)) if _is_ipynb(path) else {}
+    if _is_ipynb(path):
+        document = _document(path)
+        found, declared = _ipynb_cells(path, document), _declared(document)
+    else:
+        found, declared = _source_cells(path), {}
     written = {cell.exercise: 0.0 for cell in found if cell.role == "solution"}
     return {**written, **{cell.exercise: cell.points for cell in found if cell.role == "check"}, **declared}
 
@@ -122,12 +125,12 @@ def load(path: Path | str) -> ModuleType:
     for position, cell in enumerate(found, start=1):
         if cell.kind != "code" or cell.role not in ("set-up", "solution", "other"):
             continue
-        filename = f"{path.name}, {cell.label(position)}"
+        filename = f"{_name(path)}, {cell.label(position)}"
         try:
             run(cell, vars(module), filename)
         except Exception as error:
             del sys.modules[name]
-            what = f"{type(error).__name__}: {error}"
+            what = " ".join(f"{type(error).__name__}: {error}".split())
             raise NotebookError(f"{filename} raised {what} (the traceback above says where).") from error
     return module
 
@@ -236,8 +239,8 @@ def _document(path: Path) -> dict[str, Any]:
         raise
     except json.JSONDecodeError as error:
         raise NotebookError(
-            f"{name} is not a complete notebook (its JSON breaks off in line {error.lineno}): "
-            "save it again in Jupyter and use that file."
+            f"{name} is damaged (its JSON is broken in line {error.lineno}): "
+            "take an earlier copy of it, or save it again in Jupyter."
         ) from error
     except (ValueError, RecursionError) as error:  # NaN, a number of 5,000 digits, lists in lists in lists
         raise NotebookError(
@@ -263,8 +266,7 @@ def _declared(document: Mapping[str, Any]) -> dict[str, float]:
     return {name: _points(points) for name, points in listed.items() if _is_id(name)}
 
 
-def _ipynb_cells(path: Path) -> list[Cell]:
-    document = _document(path)
+def _ipynb_cells(path: Path, document: Mapping[str, Any]) -> list[Cell]:
     declared = _declared(document)
     found = []
     for position, raw in enumerate(document["cells"], start=1):
@@ -335,7 +337,7 @@ _LAYOUT = {"lines_to_next_cell", "lines_to_end_of_cell_marker", "cell_marker"}  
 
 def _source_cells(path: Path) -> list[Cell]:
     found: list[Cell] = []
-    seen: Counter[str] = Counter()
+    seen: Counter[tuple[str, str]] = Counter()
     for position, raw in enumerate(_jupytext(path).cells, start=1):
         header = {key: value for key, value in raw.metadata.items() if key not in _LAYOUT}
         source = raw.source.strip("\n")
@@ -352,17 +354,17 @@ def _source_cells(path: Path) -> list[Cell]:
     return found
 
 
-def _source_cell(kind: Kind, source: str, header: Mapping[str, Any], seen: Counter[str]) -> Cell:
+def _source_cell(kind: Kind, source: str, header: Mapping[str, Any], seen: Counter[tuple[str, str]]) -> Cell:
     roles = [key for key in header if key in _ROLES]
     if broken := header.get("incorrectly_encoded_metadata"):
         raise NotebookError(f'the header “{broken}” is not key="value": quote its values.')
     if unknown := sorted(set(header) - set(_ROLES) - {"points"}):
-        raise NotebookError(f"the header has {unknown[0]!r}, which means nothing here: see CONTRIBUTING.md.")
+        raise NotebookError(f"the header has {unknown[0]!r}; what it may have is {', '.join(_ROLES)} and points.")
     if kind != "code":
         if header:
             raise NotebookError(f"a {kind} cell has no {next(iter(header))}: remove it from the header.")
-        digest = hashlib.sha256(f"{seen[source]}\n{source}".encode()).hexdigest()[:12]
-        seen[source] += 1
+        digest = hashlib.sha256(f"{seen[kind, source]}\n{source}".encode()).hexdigest()[:12]
+        seen[kind, source] += 1
         return Cell(kind, source, digest, "other")
     if len(roles) != 1:
         raise NotebookError('a code cell\'s header has exactly one of role="set-up", exercise, check, see, stand_in.')
@@ -376,9 +378,9 @@ def _source_cell(kind: Kind, source: str, header: Mapping[str, Any], seen: Count
     if not isinstance(name, str) or not name.isascii() or not name.isidentifier():
         raise NotebookError(f"{name!r} is not a name in Python, and an exercise's name must be.")
     cell_id = _PREFIX[role] + name
-    seen[cell_id] += 1
-    if seen[cell_id] > 1 and role == "see":
-        cell_id += f"-{seen[cell_id]}"
+    seen[role, name] += 1
+    if seen[role, name] > 1 and role == "see":
+        cell_id += f"-{seen[role, name]}"
     return Cell(kind, source, cell_id, role, exercise=name, points=_points(header.get("points")))
 
 

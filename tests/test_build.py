@@ -183,11 +183,14 @@ def test_the_gradebook_knows_the_assignment_and_its_points(root: Path) -> None:
         assert {cell.name: cell.max_score for cell in found.grade_cells} == {"check-double": 3, "check-around": 1.5}
 
 
-def test_another_gradebook_is_told_too(fresh: Path) -> None:
-    db_url = f"sqlite:///{fresh / 'class.db'}"
-    assert build(fresh, db_url=db_url) == []
-    with Gradebook(db_url) as gradebook:
-        assert gradebook.find_assignment("90-tiny").max_score == 4.5
+def test_another_gradebook_is_told_too_and_again_if_it_was_deleted(fresh: Path) -> None:
+    gradebook_path = fresh / "class.db"
+    db_url = f"sqlite:///{gradebook_path}"
+    for _ in range(2):
+        assert build(fresh, db_url=db_url) == []
+        with Gradebook(db_url) as gradebook:
+            assert gradebook.find_assignment("90-tiny").max_score == 4.5
+        gradebook_path.unlink()
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")

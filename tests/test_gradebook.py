@@ -34,6 +34,8 @@ from autograder.report import CellRun, ExerciseResult, Outcome, Report
 from autograder.report import TestResult as HiddenTest
 from ichimon.notebook import NotebookError, cells
 
+pytestmark = pytest.mark.filterwarnings("ignore:Object of type:sqlalchemy.exc.SAWarning")  # nbgrader's own
+
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "07-tiny"
 SCRIPT = "<script>alert('mine')</script>"

@@ -223,7 +223,8 @@ def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path: Path) -> Non
 NOTEBOOK = b'{"nbformat": 4, "metadata": {}, "cells": [%s]}'
 UNREADABLE = {
     "empty": (b"", "is empty"),
-    "cut off": (NOTEBOOK[:30], "breaks off in line 1"),
+    "cut off": (NOTEBOOK[:30], "broken in line 1"),
+    "merged by git": (b"{\n<<<<<<< HEAD\n", "broken in line 2"),
     "binary": (b"PK\x03\x04\xff\xfe\x00\x00", "not text in UTF-8"),
     "invalid UTF-8": (NOTEBOOK % b'"\xe9"', "not text in UTF-8"),
     "deeply nested": (b"[" * 200_000, "no notebook has"),

@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import re
+import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,9 @@ def build(root: Path = ROOT, only: Sequence[str] = (), db_url: str | None = None
     changed = []
     for name in only or sources:
         released = root / "notebooks" / name / f"{name}.ipynb"
-        stamp = root / "_build" / "nbgrader" / "stamps" / f"{name}.json"
-        inputs = _fingerprint(sources[name], db_url)
-        if not _gradebook_is_missing(db_url) and _read(stamp) == _stamp(inputs, _read(released)):
+        stamp = root / "_build" / "nbgrader" / "stamps" / f"{name}-{_sha(db_url.encode())[:8]}.json"
+        inputs = _fingerprint(sources[name])
+        if _read(stamp) == _stamp(inputs, _read(released)) and _gradebook_knows(name, db_url):
             continue
         content = _generate(sources[name], name, root, db_url)
         if _read(released) != content:
@@ -145,19 +146,31 @@ def _own_programs_on_path() -> Iterator[None]:
         os.environ["PATH"] = before
 
 
-def _fingerprint(source: Path, db_url: str) -> str:
-    parts = [source.read_bytes(), Path(__file__).read_bytes(), Path(notebook.__file__).read_bytes(), db_url.encode()]
+def _fingerprint(source: Path) -> str:
+    parts = [path.read_bytes() for path in (source, Path(__file__), Path(notebook.__file__))]
     parts += [version(tool).encode() for tool in ("jupytext", "nbgrader", "nbformat", "nbconvert")]
-    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    return _sha("".join(_sha(part) for part in parts).encode())
 
 
 def _stamp(inputs: str, released: bytes | None) -> bytes:
-    return json.dumps({"inputs": inputs, "released": hashlib.sha256(released or b"").hexdigest()}).encode()
+    return json.dumps({"inputs": inputs, "released": _sha(released or b"")}).encode()
 
 
-def _gradebook_is_missing(db_url: str) -> bool:
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _gradebook_knows(name: str, db_url: str) -> bool:
+    """Whether an SQLite gradebook still has the assignment (it may have been deleted); others are taken to have it."""
     prefix = "sqlite:///"
-    return db_url.startswith(prefix) and not Path(db_url.removeprefix(prefix)).exists()
+    if not db_url.startswith(prefix):
+        return True
+    path = Path(db_url.removeprefix(prefix).partition("?")[0])
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as gradebook:
+            return gradebook.execute("select 1 from assignment where name = ?", [name]).fetchone() is not None
+    except sqlite3.Error:
+        return False
 
 
 def _read(path: Path) -> bytes | None:

@@ -349,7 +349,7 @@ def test_splitting_keeps_dtype_and_gradient(student: Student) -> None:
 
 @pytest.mark.exercise("merge_heads")
 def test_the_heads_are_side_by_side_again(student: Student) -> None:
-    """(batch, n_heads, n, d_head) becomes (batch, n, n_heads · d_head), also for one head and for heads of one channel."""
+    """(batch, n_heads, n, d_head) becomes (batch, n, n_heads · d_head), also for one head, or heads of one channel."""
     for batch, n, d_model, n_heads in SIZES:
         x = normal(batch, n_heads, n, d_model // n_heads, seed=1)
         tensor(student.merge_heads(x), shape=(batch, n, d_model), name=f"merge_heads of {tuple(x.shape)}")
@@ -453,14 +453,17 @@ def test_the_layer_has_four_square_weights_and_nothing_else(student: Student) ->
 def test_heads_must_share_the_channels_equally(student: Student) -> None:
     """If d_model is not divisible by n_heads, creating the layer raises a ValueError that names both numbers."""
     for d_model, n_heads in ((10, 4), (6, 12)):
-        text, kind = "", "nothing"
+        raised: Exception | None = None
         try:
             student.MultiHeadAttention(d_model, n_heads)
         except (ValueError, AssertionError) as error:
-            text, kind = str(error), error.types[0]
-        assert kind == "ValueError", f"MultiHeadAttention({d_model}, {n_heads}) raises {kind}."
-        named = {int(number) for number in re.findall(r"\d+", text)}
-        assert {d_model, n_heads} <= named, f"The sentence does not name both numbers: {text}"
+            raised = error
+        what = "an AssertionError" if raised else "nothing"
+        assert isinstance(raised, ValueError), (
+            f"MultiHeadAttention({d_model}, {n_heads}) raises {what}, and no ValueError."
+        )
+        named = {int(number) for number in re.findall(r"\d+", str(raised))}
+        assert {d_model, n_heads} <= named, f"The sentence does not name both numbers: {raised}"
 
 
 @pytest.mark.exercise("MultiHeadAttention")

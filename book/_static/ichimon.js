@@ -1,0 +1,91 @@
+// Two things: folded answers unfold on paper, and the query of chapter 02 can be dragged. Pages work without this file.
+"use strict";
+
+addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll(".bd-article details:not([open])")) {
+    details.open = true;
+    details.dataset.folded = "";
+  }
+});
+addEventListener("afterprint", () => {
+  for (const details of document.querySelectorAll("details[data-folded]")) {
+    details.open = false;
+    delete details.dataset.folded;
+  }
+});
+
+const SVG = "http://www.w3.org/2000/svg";
+const draw = (parent, tag, attributes, text = "") => {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.textContent = text;
+  return parent.appendChild(element);
+};
+
+// The data are those from which the page drew the still figure: {keys: {word: [x, y]}, query: [x, y], colours, ...}.
+const queryFigure = (box, still, { keys, query, colours, ink, card }) => {
+  const [width, height, scale] = [640, 420, 112];
+  const px = ([x, y]) => [width * 0.47 + scale * x, height * 0.5 - scale * y];
+  const svg = draw(box, "svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": still.alt });
+  draw(svg, "rect", { width, height, fill: card });
+  const [x1, y1] = px([0, 0]);
+  const words = Object.entries(keys).map(([word, key], i) => {
+    const [x2, y2] = px(key);
+    const line = draw(svg, "line", { x1, y1, x2, y2, stroke: colours[i], "stroke-linecap": "round" });
+    const [x, y] = px(key.map((v) => 1.17 * v));
+    return { word, key, line, label: draw(svg, "text", { x, y: y + 5, fill: ink, "text-anchor": "middle" }) };
+  });
+  const blend = draw(svg, "path", { fill: "none", stroke: ink, "stroke-width": 2.5 });
+  const arrow = draw(svg, "line", { x1, y1, stroke: ink, "stroke-width": 3 });
+  const handle = draw(svg, "circle", {
+    r: 13, fill: ink, class: "handle", tabindex: 0, role: "slider", "aria-label": box.innerText.trim(),
+    "aria-valuemin": -180, "aria-valuemax": 180,
+  });
+
+  const show = () => {
+    const scores = words.map(({ key }) => (query[0] * key[0] + query[1] * key[1]) / Math.SQRT2);
+    const powers = scores.map((score) => Math.exp(score - Math.max(...scores)));
+    const total = powers.reduce((a, b) => a + b);
+    const mean = [0, 0];
+    const said = words.map(({ word, key, line, label }, i) => {
+      const share = powers[i] / total;
+      mean[0] += share * key[0];
+      mean[1] += share * key[1];
+      line.setAttribute("stroke-width", 1.5 + 20 * share);
+      return (label.textContent = `${word} ${Math.round(100 * share)}%`);
+    });
+    const [x, y] = px(query);
+    arrow.setAttribute("x2", x);
+    arrow.setAttribute("y2", y);
+    handle.setAttribute("cx", x);
+    handle.setAttribute("cy", y);
+    const [bx, by] = px(mean);
+    blend.setAttribute("d", `M${bx - 9} ${by}l9 -9l9 9l-9 9z`);
+    handle.setAttribute("aria-valuenow", Math.round((Math.atan2(query[1], query[0]) * 180) / Math.PI));
+    handle.setAttribute("aria-valuetext", said.join(", "));
+  };
+  const move = (x, y) => {
+    query = [Math.min(2.3, Math.max(-2.3, x)), Math.min(1.6, Math.max(-1.6, y))];
+    show();
+  };
+  handle.addEventListener("pointerdown", (event) => handle.setPointerCapture(event.pointerId));
+  handle.addEventListener("pointermove", (event) => {
+    if (!handle.hasPointerCapture(event.pointerId)) return;
+    const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+    move((at.x - x1) / scale, (y1 - at.y) / scale);
+  });
+  handle.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: [0.1, 0], ArrowLeft: [-0.1, 0], ArrowUp: [0, 0.1], ArrowDown: [0, -0.1] }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    move(query[0] + step[0], query[1] + step[1]);
+  });
+  show();
+  box.classList.add("drawn");
+  still.classList.add("replaced");
+};
+
+const box = document.querySelector(".query-figure");
+const data = document.getElementById("query-data");
+const still = document.querySelector("img.query-static");
+if (box && data && still) queryFigure(box, still, JSON.parse(data.textContent));
