@@ -46,7 +46,8 @@ class Assignment:
 
     @functools.cached_property
     def tests_sha(self) -> dict[str, str]:
-        """For each exercise, a hash of all that decides its mark here: its tests, what they share, set-up, stand-ins, points.
+        """For each exercise, a hash of all that decides its mark here: its tests, what they share, set-up,
+        stand-ins, points.
 
         A change to one exercise's tests leaves the others' hash as it was, so that a regrade touches only what changed.
         """
@@ -56,7 +57,7 @@ class Assignment:
         for node in ast.parse(text).body:
             source = ast.unparse(node)
             exercise = _exercise_of(node)
-            (own[exercise] if exercise in own else shared).append(source)
+            own.get(exercise, shared).append(source)
         return {
             exercise: _sha(*shared, *sources, self.stand_ins.get(exercise, ""), str(self.points[exercise]))
             for exercise, sources in own.items()
@@ -85,7 +86,9 @@ def environment_sha() -> str:
     """A hash of what every mark depends on besides the tests: the grader's own code, ichimon, Python and torch."""
     from importlib.metadata import version
 
-    ours = sorted([*COURSE.glob("autograder/*.py"), *COURSE.glob("autograder/sandbox/*.py"), *COURSE.glob("ichimon/*.py")])
+    ours = sorted(
+        [*COURSE.glob("autograder/*.py"), *COURSE.glob("autograder/sandbox/*.py"), *COURSE.glob("ichimon/*.py")]
+    )
     return _sha(platform.python_version(), version("torch"), *[path.read_bytes() for path in ours])
 
 

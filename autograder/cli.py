@@ -36,23 +36,34 @@ app = typer.Typer(
     autograder verify                   for authors: do the hidden tests deserve trust?
     autograder doctor                   can this machine lock submissions in?
 
-    Exit codes: 0 all is graded · 1 some file could not be graded, or a check failed · 2 the command or its input is wrong.
+    Exit codes: 0 all is graded · 1 some file could not be graded, or a check failed · 2 the command or its input is
+    wrong.
     """,
 )
 out = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 140)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-ResultsFile = Annotated[Path | None, typer.Option("--results", help="Where verdicts are kept (default: _build/results.sqlite).")]
+ResultsFile = Annotated[
+    Path | None, typer.Option("--results", help="Where verdicts are kept (default: _build/results.sqlite).")
+]
 
 
 @app.command()
 def grade(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="A notebook, a folder <student>/<assignment>/*.ipynb, or *.ipynb files.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...", help="A notebook, a folder <student>/<assignment>/*.ipynb, or *.ipynb files."
+        ),
+    ],
     workers: Annotated[int, typer.Option(min=1, help="Processes that grade at the same time.")] = os.cpu_count() or 1,
     results: ResultsFile = None,
     assignment: Annotated[str, typer.Option(help="For files that do not say which assignment they are.")] = "",
     gradebook: Annotated[
-        str, typer.Option(help="Also write the marks into this nbgrader gradebook (a database URL, or `auto` for the course's own).")
+        str,
+        typer.Option(
+            help="Also write the marks into this nbgrader gradebook (a database URL, or `auto` for the course's own)."
+        ),
     ] = "",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line for each student as it is graded.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Reports as JSON lines instead of a table.")] = False,
@@ -63,9 +74,18 @@ def grade(
 
     started = time.monotonic()
     found = submission.find(paths)
-    with Results(results) as stored, Progress(
-        TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=err, disable=not err.is_terminal, transient=True
-    ) as progress:
+    with (
+        Results(results) as stored,
+        Progress(
+            TextColumn("grading"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=err,
+            disable=not err.is_terminal,
+            transient=True,
+        ) as progress,
+    ):
         bar = progress.add_task("grading", total=len(found))
         known = 0
 
@@ -108,7 +128,9 @@ def show(
         return
     chosen = [report for report in reports if report.student == student]
     if not chosen:
-        _refuse(f"No results for {student!r}. There are results for: {', '.join(report.student for report in reports)}.")
+        _refuse(
+            f"No results for {student!r}. There are results for: {', '.join(report.student for report in reports)}."
+        )
     for report in chosen:
         print_report(report)
 
@@ -130,7 +152,8 @@ def feedback(
 def verify(
     chapter: Annotated[str, typer.Argument(help="Such as 02-self-attention; without it, every chapter.")] = "",
 ) -> None:
-    """The gates: starter 0, reference and alternatives full, each known mistake caught by an assertion, mutants caught."""
+    """The gates: starter 0, reference and alternatives full, each known mistake caught by an assertion, mutants
+    caught."""
     from autograder.authoring import verify as gates
 
     raise typer.Exit(gates.main([chapter] if chapter else None))
@@ -146,7 +169,10 @@ def doctor() -> None:
     with jails.Jail() as jail:
         checks = self_test(jail)
     for check in checks:
-        out.print(f"[green]✓[/green] {check.claim}" if check.holds else f"[red]✗[/red] {check.claim}: {escape(check.seen)}", soft_wrap=True)
+        out.print(
+            f"[green]✓[/green] {check.claim}" if check.holds else f"[red]✗[/red] {check.claim}: {escape(check.seen)}",
+            soft_wrap=True,
+        )
     if not all(check.holds for check in checks):
         _refuse("The jail has a hole, so nothing is graded here. See docs/security.md.", code=1)
     out.print("All layers hold: submissions can be graded here.")
@@ -169,7 +195,10 @@ def print_marks(reports: Sequence[Report]) -> None:
 
 
 def print_report(report: Report) -> None:
-    out.print(f"[bold]{escape(report.student)}[/bold] · {report.assignment} · {report.points:g} of {report.max_points:g} points")
+    out.print(
+        f"[bold]{escape(report.student)}[/bold] · {report.assignment} · "
+        f"{report.points:g} of {report.max_points:g} points"
+    )
     for notice in report.notices:
         out.print(f"  ! {escape(notice)}", soft_wrap=True)
     for cell in report.cells:
@@ -183,7 +212,10 @@ def _print_exercise(exercise: ExerciseResult) -> None:
     out.print(f"\n[bold]{exercise.exercise}[/bold]  {exercise.points:g} of {exercise.max_points:g}")
     for test in exercise.tests:
         mark = "[green]✓[/green]" if test.passed else "[red]✗[/red]"
-        out.print(f"  {mark} {escape(test.claim)}" + ("" if test.passed else f": {escape(test.message or test.outcome)}"), soft_wrap=True)
+        out.print(
+            f"  {mark} {escape(test.claim)}" + ("" if test.passed else f": {escape(test.message or test.outcome)}"),
+            soft_wrap=True,
+        )
         if not test.passed:
             out.print(f"    {escape(test.mistake or test.hint)}", soft_wrap=True)
 

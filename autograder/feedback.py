@@ -34,7 +34,7 @@ def clean(text: str, longest: int = LONGEST) -> str:
     cut = _UNPRINTABLE.sub("", _LINE_ENDS.sub("\n", _TERMINAL_CODES.sub("", cut)))
     if len(cut) <= longest and len(text) <= 4 * longest:
         return cut
-    return f"{cut[:longest]}… (cut after {longest:,} characters)"
+    return f"{cut[:longest]}…" + (f" (cut after {longest:,} characters)" if longest >= LONGEST else "")
 
 
 def number(points: float) -> str:
@@ -113,6 +113,7 @@ def _told(result: ExerciseResult, quote: Callable[[str], str]) -> str:
     lines = [f"{number(result.points)} of {number(result.max_points)} points", ""]
     lines += [f"- What seems to have happened: {mistake}" for mistake in told.mistakes]
     lines += [f"- {quote(told.shared)}"] if told.shared else []
+    lines += [] if told.claims else ["- Nothing of it was tested."]
     for claim in told.claims:
         lines.append(f"- {'✓' if claim.lost is None else '✗'} {claim.text}: {claim.verdict}")
         if claim.lost:

@@ -283,23 +283,28 @@ def _leave_only_notebooks(folder: Path) -> None:
 class SaveReport(SaveAutoGrades):
     """Second step of `nbgrader autograde`: the sandbox's marks and words, into the notebook and the gradebook."""
 
-    report: Report | None = None  # `sync` has it already
-
     def preprocess(self, nb: NotebookNode, resources: dict[str, Any]) -> tuple[NotebookNode, dict[str, Any]]:
-        ids = resources["nbgrader"]
-        report = self.report
-        if report is None:
-            from autograder.grading import grade_one  # imports torch
+        from autograder.grading import grade_one  # imports torch
 
-            path = _submitted(ids["student"], ids["assignment"], _course(self.parent))
-            try:
-                report = grade_one(path, ids["student"], ids["assignment"])
-            except NotebookError as error:
-                report = Report(ids["student"], ids["assignment"], "", (), notices=(str(error),))
+        ids = resources["nbgrader"]
+        path = _submitted(ids["student"], ids["assignment"], _course(self.parent))
+        try:
+            report = grade_one(path, ids["student"], ids["assignment"])
+        except NotebookError as error:
+            report = Report(ids["student"], ids["assignment"], "", (), notices=(str(error),))
+        with Gradebook(ids["db_url"]) as gradebook:
+            self.save(report, nb, gradebook)
+        return nb, resources
+
+    def save(self, report: Report, notebook: NotebookNode, gradebook: Gradebook) -> None:
+        """Write a report into the notebook and into the gradebook, all of it or nothing."""
+        self.gradebook = gradebook
+        self.notebook_id, self.assignment_id, self.student_id = report.assignment, report.assignment, report.student
         self._results: dict[str, ExerciseResult] = {result.exercise: result for result in report.exercises}
-        self._worthless = not report.exercises
-        show_report(nb, report)
-        return super().preprocess(nb, resources)
+        show_report(notebook, report)
+        for index, cell in enumerate(notebook.cells):
+            self.preprocess_cell(cell, {}, index)
+        gradebook.db.commit()
 
     def _add_score(self, cell: NotebookNode, resources: dict[str, Any]) -> None:
         exercise = _checked(cell)
@@ -319,14 +324,13 @@ class SaveReport(SaveAutoGrades):
                 )
             grade.auto_score = result.points
         else:
-            grade.auto_score = 0.0 if self._worthless else None
+            grade.auto_score = None if self._results else 0.0  # without any result there was nothing to grade
         if grade.auto_score is None:
             grade.needs_manual_grade = True  # no hidden test knows this cell: a person must look
         elif grade.manual_score is None:
             grade.needs_manual_grade = False
         elif grade.auto_score != before:
             grade.needs_manual_grade = True  # a person's mark stands until that person looks at what changed
-        self.gradebook.db.commit()
 
     def _add_comment(self, cell: NotebookNode, resources: dict[str, Any]) -> None:
         result = self._results.get(cell.metadata.nbgrader.grade_id)
@@ -335,7 +339,6 @@ class SaveReport(SaveAutoGrades):
             return
         found = self.gradebook.find_comment(result.exercise, self.notebook_id, self.assignment_id, self.student_id)
         found.auto_comment = comment(result)
-        self.gradebook.db.commit()
 
 
 # -- a whole class at once ------------------------------------------------------------------------------------------
@@ -358,43 +361,51 @@ def sync(
         config.CourseDirectory.db_url = gradebook
     directory = CourseDirectory(config=config)
     known: dict[str, NotebookNode] = {}
-    for report in reports:
-        if report.assignment not in known:
-            register(report.assignment, directory)
-            known[report.assignment] = released(report.assignment, directory)
-        file = (files or {}).get(report.student) or _submitted(report.student, report.assignment, directory)
-        _sync_one(report, file, known[report.assignment], directory, config)
+    _find_alembic()
+    with Gradebook(directory.db_url, directory.course_id) as opened:
+        for report in reports:
+            student, assignment = report.student, report.assignment
+            if Path(student).name != student:
+                raise GradebookError(f"{clean(student, 80)!r} names no folder, so it cannot be a student in nbgrader.")
+            if assignment not in known:
+                register(assignment, directory)
+                known[assignment] = released(assignment, directory)
+            file = (files or {}).get(student) or _submitted(student, assignment, directory)
+            _sync_one(report, file, known[assignment], opened, directory, config)
 
 
-def _sync_one(report: Report, file: Path, release: NotebookNode, course: CourseDirectory, config: Config) -> None:
-    student, assignment = report.student, report.assignment
-    if Path(student).name != student:
-        raise GradebookError(f"{clean(student, 80)!r} cannot be a student's name in nbgrader: it is no folder's name.")
+def _sync_one(
+    report: Report, file: Path, release: NotebookNode, gradebook: Gradebook, course: CourseDirectory, config: Config
+) -> None:
     timestamp = _timestamp(file.parent / "timestamp.txt")
-    with Gradebook(course.db_url, course.course_id) as gradebook:
-        gradebook.update_or_create_student(student)
-        gradebook.update_or_create_submission(assignment, student, timestamp=timestamp and parse_utc(timestamp))
+    gradebook.update_or_create_student(report.student)
+    submission = gradebook.update_or_create_submission(
+        report.assignment, report.student, timestamp=timestamp and parse_utc(timestamp)
+    )
     notebook = submission_notebook(file, release)
-    resources = {"nbgrader": _ids(assignment, student, course)}
-    saver = SaveReport()
-    saver.report = report
-    saver.preprocess(notebook, resources)
-    AssignLatePenalties(config=config).preprocess(notebook, resources)
-    folder = Path(course.format_path(course.autograded_directory, student, assignment))
+    SaveReport().save(report, notebook, gradebook)
+    if submission.total_seconds_late or submission.late_submission_penalty:
+        resources = {"nbgrader": _ids(report.assignment, report.student, course)}
+        AssignLatePenalties(config=config).preprocess(notebook, resources)
+    folder = Path(course.format_path(course.autograded_directory, report.student, report.assignment))
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / f"{assignment}.ipynb", nbformat.writes(notebook))
+    _leave_only_notebooks(folder)
+    _replace(folder / f"{report.assignment}.ipynb", nbformat.writes(notebook))
     if timestamp:
         _replace(folder / "timestamp.txt", timestamp)
+    else:
+        (folder / "timestamp.txt").unlink(missing_ok=True)
 
 
 def _timestamp(path: Path) -> str | None:
     """When a submission arrived. nbgrader takes it for ungraded unless the gradebook says the same."""
-    try:
-        text = path.read_text().strip()
-        parse_utc(text)
-    except FileNotFoundError:
+    if not path.is_file():
         return None
-    except (OSError, ValueError) as error:
+    try:
+        with path.open() as file:
+            text = file.read(100).strip()
+        parse_utc(text)
+    except (OSError, ValueError, OverflowError) as error:
         log.warning("%s holds no time that nbgrader can read (%s): the submission counts as one without.", path, error)
         return None
     return text

@@ -1,6 +1,7 @@
 """One submission × one assignment's hidden tests -> a Report; and a whole class of them, in parallel.
 
-The tests are collected once, by pytest, and run again for each submission in the same process: about 100 times cheaper than
+The tests are collected once, by pytest, and run again for each submission in the same process: about 100 times
+cheaper than
 starting pytest for each. The submission itself runs in a jailed worker; see student.py for what passes between them.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +20,7 @@ from typing import Any, Self
 import pytest
 import torch
 from _pytest.config import _prepareconfig
+from _pytest.outcomes import Failed
 
 from autograder import assignment as assignments
 from autograder import submission as submissions
@@ -46,7 +49,16 @@ class Grader:
     def __init__(self, assignment: Assignment, jail: Jail) -> None:
         torch.set_num_threads(1)
         self.assignment, self.jail = assignment, jail
-        options = ["-o", "addopts=", "--assert=plain", "--disable-plugin-autoload", "-p", "no:cacheprovider", "-p", "no:terminal"]
+        options = [
+            "-o",
+            "addopts=",
+            "--assert=plain",
+            "--disable-plugin-autoload",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:terminal",
+        ]
         self._config = _prepareconfig([str(assignment.tests), "-s", *options])
         self._config._do_configure()
         self._session = pytest.Session.from_config(self._config)
@@ -57,12 +69,18 @@ class Grader:
             raise JailError(f"No hidden test of {assignment.name} could be collected from {assignment.tests.name}.")
         functions = [self._function(test) for test in self.tests]
         self.weights = {
-            test.name: float(self._marker(test).kwargs.get("weight", 1)) / functions.count(self._function(test)) for test in self.tests
+            test.name: float(self._marker(test).kwargs.get("weight", 1)) / functions.count(self._function(test))
+            for test in self.tests
         }
-        self._mistakes: dict[tuple[str, str], list[tuple[str, list[Any]]]] = {}  # (exercise, test) -> (says, transcript)
+        self._mistakes: dict[
+            tuple[str, str], list[tuple[str, list[Any]]]
+        ] = {}  # (exercise, test) -> (says, transcript)
 
-    def grade(self, submission: Submission, exercises: Iterable[str] | None = None, *, first_failure: bool = False) -> Report:
-        """Run the hidden tests of `exercises` (all, by default). With first_failure, an exercise ends at its first failed test."""
+    def grade(
+        self, submission: Submission, exercises: Iterable[str] | None = None, *, first_failure: bool = False
+    ) -> Report:
+        """Run the hidden tests of `exercises` (all, by default). With first_failure, an exercise ends at its first
+        failed test."""
         chosen = list(self.assignment.points) if exercises is None else list(exercises)
         student = student_of(submission, self.assignment, self.jail, self.tests[0].module)
         results: dict[str, list[TestResult]] = {exercise: [] for exercise in chosen}
@@ -82,7 +100,10 @@ class Grader:
             submission.student,
             submission.assignment,
             submission.sha,
-            tuple(ExerciseResult(exercise, self.assignment.points[exercise], tuple(results[exercise])) for exercise in chosen),
+            tuple(
+                ExerciseResult(exercise, self.assignment.points[exercise], tuple(results[exercise]))
+                for exercise in chosen
+            ),
             submission.notices,
             tuple(runs),
         )
@@ -97,7 +118,9 @@ class Grader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     @staticmethod
@@ -153,7 +176,7 @@ class Grader:
             return lost.outcome, clean(str(lost))
         except AssertionError as error:
             return Outcome.FAILED, clean(str(error))
-        except pytest.fail.Exception as error:
+        except Failed as error:
             return Outcome.FAILED, clean(_expected_error(error))
         except JailError:
             raise
@@ -189,7 +212,7 @@ class Grader:
                 student._close()
 
 
-def _expected_error(error: pytest.fail.Exception) -> str:
+def _expected_error(error: Failed) -> str:
     """pytest's "DID NOT RAISE <class 'ValueError'>" as a sentence."""
     text = str(error)
     if "DID NOT RAISE" in text:
@@ -260,8 +283,8 @@ def grade_class(
 ) -> tuple[list[Report], list[Ungraded]]:
     """Grade what `results` does not hold yet; return every submission's report, and the files that could not be graded.
 
-    Results are stored one by one as they arrive, so that an interrupted run loses nothing. `on_report(report, fresh)` is
-    called for each, fresh or not. Raises JailError when this machine cannot lock submissions in.
+    Results are stored one by one as they arrive, so that an interrupted run loses nothing. `on_report(report,
+    fresh)` is called for each, fresh or not. Raises JailError when this machine cannot lock submissions in.
     """
     reports: list[Report] = []
     ungraded: list[Ungraded] = []
@@ -307,7 +330,7 @@ def _graded(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Report 
     if workers <= 1 or len(tasks) < 4:
         try:
             for task in tasks:
-                yield task, _attempt(lambda task=task: _here.run(task))
+                yield task, _attempt(functools.partial(_here.run, task))
         finally:
             _here.close()
         return
@@ -331,7 +354,10 @@ def _graded(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Report 
         if not left:
             return
     for task in left:
-        yield task, "The grader's own process ended while this file was graded; grade it again, and report it if it happens again."
+        yield (
+            task,
+            "The grader's own process ended while this file was graded: grade it again, and report it if that recurs.",
+        )
 
 
 def _attempt(run: Callable[[], Report]) -> Report | str:

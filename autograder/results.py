@@ -1,7 +1,7 @@
 """The grader's memory: SQLite, append-only. A verdict is stored once under all it depends on, and never changed.
 
-The key of a verdict is the submitted file's bytes, the exercise, that exercise's tests and the environment. Asking again finds it; a changed
-test changes the key of its own exercise alone.
+The key of a verdict is the submitted file's bytes, the exercise, that exercise's tests and the environment. Asking
+again finds it; a changed test changes the key of its own exercise alone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ DEFAULT = COURSE / "_build" / "results.sqlite"
 APPLICATION_ID = 0x49434831  # "ICH1", written into the file so that no other database is mistaken for ours
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS verdicts (
-    sha TEXT, assignment TEXT, exercise TEXT, tests_sha TEXT, environment_sha TEXT, result TEXT NOT NULL, graded_at REAL NOT NULL,
-    PRIMARY KEY (sha, assignment, exercise, tests_sha, environment_sha)
+    sha TEXT, assignment TEXT, exercise TEXT, tests_sha TEXT, environment_sha TEXT, result TEXT NOT NULL, graded_at
+    REAL NOT NULL, PRIMARY KEY (sha, assignment, exercise, tests_sha, environment_sha)
 );
 CREATE TABLE IF NOT EXISTS runs (
     sha TEXT, assignment TEXT, environment_sha TEXT, notices TEXT NOT NULL, cells TEXT NOT NULL,
@@ -51,7 +51,9 @@ class Results:
             (application,) = self._db.execute("PRAGMA application_id").fetchone()
             tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if application != APPLICATION_ID and tables:
-                raise ResultsError(f"{self.path} is a database of something else, not grading results. Give another --results.")
+                raise ResultsError(
+                    f"{self.path} is a database of something else, not grading results. Give another --results."
+                )
             if application != APPLICATION_ID:
                 self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 self._db.execute("PRAGMA journal_mode = WAL")
@@ -62,7 +64,9 @@ class Results:
                 raise ResultsError(f"{self.path} is not a results file. Give another --results.") from None
             raise ResultsError(f"{self.path} cannot be used for results ({text}). Give another --results.") from None
         except OSError as error:
-            raise ResultsError(f"{self.path} cannot be used for results ({error.strerror}). Give another --results.") from None
+            raise ResultsError(
+                f"{self.path} cannot be used for results ({error.strerror}). Give another --results."
+            ) from None
 
     def missing(self, sha: str, assignment: Assignment) -> list[str]:
         """The exercises of a submission that have no verdict by today's tests in today's environment."""
@@ -75,7 +79,8 @@ class Results:
     def saw(self, file: Submission, path: Path) -> None:
         """Note that a student handed this file in. Handing an older file in again makes it the latest."""
         self._write(
-            "INSERT INTO submissions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET path = excluded.path, seen_at = excluded.seen_at",
+            "INSERT INTO submissions VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET path = excluded.path, seen_at = excluded.seen_at",
             [(file.student, file.assignment, file.sha, str(path), time.time())],
         )
 
@@ -85,7 +90,15 @@ class Results:
         self._write(
             "INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
-                (report.sha, report.assignment, r.exercise, assignment.tests_sha[r.exercise], environment, _json(r), time.time())
+                (
+                    report.sha,
+                    report.assignment,
+                    r.exercise,
+                    assignment.tests_sha[r.exercise],
+                    environment,
+                    _json(r),
+                    time.time(),
+                )
                 for r in report.exercises
             ],
         )
@@ -97,17 +110,20 @@ class Results:
     def report(self, student: str, assignment: str) -> Report | None:
         """The latest submission of a student with its latest verdicts, None if there is none."""
         row = self._db.execute(
-            "SELECT sha FROM submissions WHERE student = ? AND assignment = ? ORDER BY seen_at DESC, rowid DESC LIMIT 1",
+            "SELECT sha FROM submissions WHERE student = ? AND assignment = ? "
+            "ORDER BY seen_at DESC, rowid DESC LIMIT 1",
             (student, assignment),
         ).fetchone()
         if row is None:
             return None
         (sha,) = row
         verdicts = self._db.execute(
-            "SELECT exercise, result FROM verdicts WHERE sha = ? AND assignment = ? ORDER BY graded_at, rowid", (sha, assignment)
+            "SELECT exercise, result FROM verdicts WHERE sha = ? AND assignment = ? ORDER BY graded_at, rowid",
+            (sha, assignment),
         ).fetchall()
         run = self._db.execute(
-            "SELECT notices, cells FROM runs WHERE sha = ? AND assignment = ? ORDER BY rowid DESC LIMIT 1", (sha, assignment)
+            "SELECT notices, cells FROM runs WHERE sha = ? AND assignment = ? ORDER BY rowid DESC LIMIT 1",
+            (sha, assignment),
         ).fetchone()
         if not verdicts or run is None:
             return None
@@ -125,7 +141,9 @@ class Results:
     def reports(self, assignment: str = "") -> list[Report]:
         """The latest report of every student, for one assignment or for all."""
         rows = self._db.execute(
-            "SELECT DISTINCT student, assignment FROM submissions WHERE ? IN ('', assignment) ORDER BY assignment, student", (assignment,)
+            "SELECT DISTINCT student, assignment FROM submissions WHERE ? IN ('', assignment) "
+            "ORDER BY assignment, student",
+            (assignment,),
         ).fetchall()
         found = [self.report(student, name) for student, name in rows]
         return [report for report in found if report]
@@ -136,7 +154,9 @@ class Results:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _write(self, statement: str, rows: list[tuple[object, ...]]) -> None:

@@ -3,7 +3,8 @@
     def test_rows_sum_to_one(student):
         assert_close(student.attention(q, k, torch.ones(4, 3)), torch.ones(4, 3))
 
-`student.f(x)` runs the student's `f` in the jail and returns a copy of plain data, or a `Remote` that stands for an object there.
+`student.f(x)` runs the student's `f` in the jail and returns a copy of plain data, or a `Remote` that stands for an
+object there.
 """
 
 from __future__ import annotations
@@ -43,28 +44,21 @@ class Unfinished(StudentError):
 
 
 def _student_error(types: Sequence[str], message: str, where: str) -> StudentError:
-    if types[0] == "NotImplementedError":
-        kind: type[StudentError] = Unfinished
-    else:
-        known = next((getattr(builtins, name) for name in types if _is_exception(getattr(builtins, name, None))), Exception)
-        # KeyError, UnicodeError and the like have constructors or texts of their own: their nearest plain base will do
-        base = known if known.__init__ is Exception.__init__ and known.__str__ is Exception.__str__ else _plain_base(known)
-        kind = type("StudentError", (StudentError, base), {}) if base is not Exception else StudentError
-    error = kind(message)
+    """The error to raise here: also of the nearest built-in type that can be made from a message alone."""
+    error: StudentError = Unfinished(message) if types[0] == "NotImplementedError" else StudentError(message)
+    for name in types if type(error) is StudentError else ():
+        base = getattr(builtins, name, None)
+        if isinstance(base, type) and issubclass(base, Exception) and base is not Exception:
+            with contextlib.suppress(TypeError):  # UnicodeDecodeError needs five arguments: its base will do
+                error = type("StudentError", (StudentError, base), {"__str__": Exception.__str__})(message)
+                break
     error.types, error.where = tuple(types), where
     return error
 
 
-def _is_exception(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Exception)
-
-
-def _plain_base(kind: type) -> type:
-    return next(base for base in kind.__mro__ if base in (LookupError, ValueError, OSError, ArithmeticError, Exception))
-
-
 class Remote:
-    """An object that lives in the student's process. Attributes and calls go there; `get()` fetches a copy of plain data."""
+    """An object that lives in the student's process. Attributes and calls go there; `get()` fetches a copy of plain
+    data."""
 
     def __init__(self, student: Student, handle: wire.Handle) -> None:
         self._student, self._handle = student, handle
@@ -88,8 +82,10 @@ class Remote:
 class Student:
     """One submission in a worker of its own, started when first needed and again when it was lost.
 
-    jail: where workers come from. cells: (id, exercise or "", source) in the order in which they run, the set-up cell first.
-    stand_ins: exercise -> source of the stand-ins that its tests use. reserved: dotted names of functions to build oneself.
+    jail: where workers come from. cells: (id, exercise or "", source) in the order in which they run, the set-up
+    cell first.
+    stand_ins: exercise -> source of the stand-ins that its tests use. reserved: dotted names of functions to build
+    oneself.
     """
 
     def __init__(
@@ -188,7 +184,9 @@ class Student:
             raise
         if isinstance(reply, wire.Raised):
             self._transcript.append(tuple(reply.types[:1]))
-            raise _student_error([clean(name) for name in reply.types] or ["Exception"], clean(reply.message), clean(reply.where))
+            raise _student_error(
+                [clean(name) for name in reply.types] or ["Exception"], clean(reply.message), clean(reply.where)
+            )
         if not isinstance(reply, wire.Answer):
             self._close()
             self._lost[self._exercise] = WorkerLost(Outcome.DIED, "the code answered a question that was not asked")
@@ -209,7 +207,9 @@ class Student:
         self._transcript.append(value)
         if answer.graph and grad:
             outputs = [tensor for tensor in _tensors(value) if tensor.requires_grad]
-            trace = _Gradient.apply(self, answer.graph, len(inputs), torch.zeros((), requires_grad=True), *inputs, *outputs)
+            trace = _Gradient.apply(
+                self, answer.graph, len(inputs), torch.zeros((), requires_grad=True), *inputs, *outputs
+            )
             value = _replaced(value, iter(trace))
         return value
 
@@ -281,7 +281,9 @@ class _Gradient(torch.autograd.Function):
     """Carries gradients across: forward returns what the student computed, backward asks the student's graph."""
 
     @staticmethod
-    def forward(ctx: Any, student: Student, graph: int, n_inputs: int, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, student: Student, graph: int, n_inputs: int, anchor: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         """`anchor` requires grad, so that the outputs do even when only the student's own parameters need it."""
         ctx.student, ctx.graph, ctx.n_outputs = student, graph, len(tensors) - n_inputs
         return tuple(tensor.detach().clone() for tensor in tensors[n_inputs:])
@@ -324,7 +326,9 @@ def clean(text: str, limit: int = 1000) -> str:
     return text if len(text) <= limit else text[:limit] + " …"
 
 
-def tensor(actual: Any, *, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None, name: str = "the result") -> Tensor:
+def tensor(
+    actual: Any, *, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None, name: str = "the result"
+) -> Tensor:
     """Assert that `actual` is a tensor of that shape and dtype, and return it."""
     assert isinstance(actual, Tensor), f"{name} should be a tensor, but it is {_kind(actual)}."
     if shape is not None:
@@ -339,7 +343,8 @@ def tensor(actual: Any, *, shape: Sequence[int] | None = None, dtype: torch.dtyp
 def assert_close(
     actual: Any, expected: Tensor, *, atol: float = 1e-4, rtol: float = 1e-4, claim: str = "", name: str = "the result"
 ) -> None:
-    """Assert that `actual` is a tensor of the shape, dtype and values of `expected`; the message shows no expected value."""
+    """Assert that `actual` is a tensor of the shape, dtype and values of `expected`; the message shows no expected
+    value."""
     tensor(actual, shape=expected.shape, dtype=expected.dtype, name=name)
     prefix = f"{claim}: " if claim else ""
     if not expected.dtype.is_floating_point and not expected.dtype.is_complex:
@@ -348,16 +353,22 @@ def assert_close(
         return
     unexpected = ~torch.isfinite(actual) & (torch.isfinite(expected) | (torch.isnan(actual) & ~torch.isnan(expected)))
     assert not bool(unexpected.any()), (
-        f"{prefix}{int(unexpected.sum())} of {expected.numel()} entries of {name} are {_non_finite(actual[unexpected])}."
+        f"{prefix}{int(unexpected.sum())} of {expected.numel()} entries of {name} "
+        f"are {_non_finite(actual[unexpected])}."
     )
     a, e = (t.detach().to(torch.complex128 if t.is_complex() else torch.float64) for t in (actual, expected))
     wrong_at = ~torch.isclose(a, e, rtol=rtol, atol=atol, equal_nan=True)
     if bool(wrong_at.any()):
         difference = torch.where(wrong_at, (a - e).abs(), 0).nan_to_num(0)
-        position = tuple(int(i) for i in np.unravel_index(int(difference.argmax()), difference.shape)) if difference.dim() else ()
+        position = (
+            tuple(int(i) for i in np.unravel_index(int(difference.argmax()), difference.shape))
+            if difference.dim()
+            else ()
+        )
         at = f", the largest at position {position}" if position else ""
         raise AssertionError(
-            f"{prefix}{int(wrong_at.sum())} of {expected.numel()} entries of {name} are off by up to {difference.max().item():.3g}{at}."
+            f"{prefix}{int(wrong_at.sum())} of {expected.numel()} entries of {name} "
+            f"are off by up to {difference.max().item():.3g}{at}."
         )
 
 
@@ -386,7 +397,11 @@ def _same(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a.detach(), b.detach(), 1e-5, 1e-6, equal_nan=True)
+        return (
+            a.shape == b.shape
+            and a.dtype == b.dtype
+            and torch.allclose(a.detach(), b.detach(), 1e-5, 1e-6, equal_nan=True)
+        )
     if isinstance(a, np.ndarray):
         return a.shape == b.shape and a.dtype == b.dtype and bool(np.array_equal(a, b))
     if isinstance(a, dict):

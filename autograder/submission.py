@@ -1,4 +1,5 @@
-"""From files to the cells that run. Everything hostile about files ends here: after this there are strings, or a sentence."""
+"""From files to the cells that run. Everything hostile about files ends here: after this there are strings, or a
+sentence."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ MAX_SOURCE = 200_000  # characters of code in one notebook; the longest chapter 
 
 @dataclass(frozen=True)
 class Found:
-    """A file that was handed in: whose it is, and for which assignment, as far as its place says ("" if it does not)."""
+    """A file that was handed in: whose it is, and for which assignment, as far as its place says ("" if it does
+    not)."""
 
     student: str
     assignment: str
@@ -44,7 +46,8 @@ class NothingFound(ValueError):
 
 
 def find(paths: Iterable[Path]) -> list[Found]:
-    """The submissions below `paths`: notebooks, folders in nbgrader's layout (<student>/<assignment>/*.ipynb), flat folders of notebooks.
+    """The submissions below `paths`: notebooks, folders in nbgrader's layout (<student>/<assignment>/*.ipynb), flat
+    folders of notebooks.
 
     Raises NothingFound with a sentence for a path that holds none.
     """
@@ -52,11 +55,14 @@ def find(paths: Iterable[Path]) -> list[Found]:
     for path in paths:
         if path.is_dir():
             files = sorted(
-                file for file in path.rglob("*.ipynb") if not any(part.startswith(".") for part in file.relative_to(path).parts)
+                file
+                for file in path.rglob("*.ipynb")
+                if not any(part.startswith(".") for part in file.relative_to(path).parts)
             )
             if not files:
                 raise NothingFound(
-                    f"{path} holds no notebook. Expected <student>/<assignment>/<notebook>.ipynb as nbgrader collects them, or *.ipynb files."
+                    f"{path} holds no notebook. "
+                    "Expected <student>/<assignment>/<notebook>.ipynb as nbgrader collects them, or *.ipynb files."
                 )
             found += [_placed(file, path) for file in files]
         elif path.exists() or path.is_symlink():
@@ -67,7 +73,8 @@ def find(paths: Iterable[Path]) -> list[Found]:
 
 
 def _placed(file: Path, root: Path) -> Found:
-    """Whose notebook it is, by its place: nbgrader's layout if the folder is an assignment's name, else the file's name."""
+    """Whose notebook it is, by its place: nbgrader's layout if the folder is an assignment's name, else the file's
+    name."""
     folders = file.absolute().parts[:-1]
     if folders and folders[-1] in assignments.names():
         return Found(folders[-2], folders[-1], file)
@@ -106,7 +113,11 @@ def read(found: Found, assignment: Assignment) -> Submission:
         _refuse_odd_files(found.path)
         sha = hashlib.sha256(found.path.read_bytes()).hexdigest()
     except (OSError, NotebookError) as error:
-        text = str(error) if isinstance(error, NotebookError) else f"{clean(found.path.name)} cannot be read: {error.strerror}."
+        text = (
+            str(error)
+            if isinstance(error, NotebookError)
+            else f"{clean(found.path.name)} cannot be read: {error.strerror}."
+        )
         return Submission(student, assignment.name, "", (), (text,), unreadable=True)
     try:
         cells, notices = _cells(found.path, assignment)
@@ -131,12 +142,14 @@ def _refuse_odd_files(path: Path) -> None:
         raise NotebookError(f"{name} is not an ordinary file: hand in the .ipynb file that Jupyter saves.")
     if path.exists() and os.path.getsize(path) > ichimon.notebook.MAX_BYTES:
         raise NotebookError(
-            f"{name} is larger than {ichimon.notebook.MAX_BYTES >> 20} MB: clear the outputs of all its cells, save it and hand it in again."
+            f"{name} is larger than {ichimon.notebook.MAX_BYTES >> 20} MB: "
+            "clear the outputs of all its cells, save it and hand it in again."
         )
 
 
 def _cells(path: Path, assignment: Assignment) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """What runs, and what the student should know. Roles come from our source, looked up by id; the file's own flags count for nothing."""
+    """What runs, and what the student should know. Roles come from our source, looked up by id; the file's own flags
+    count for nothing."""
     ours = {cell.id: cell for cell in assignment.cells if cell.kind == "code"}
     by_source = {cell.source.strip(): cell for cell in ours.values() if cell.role in ("set-up", "check", "see")}
     cells: list[tuple[str, str, str]] = []
@@ -147,7 +160,9 @@ def _cells(path: Path, assignment: Assignment) -> tuple[list[tuple[str, str, str
         known = ours.get(cell.id) or by_source.get(cell.source.strip())
         if cell.kind != "code" or not cell.source.strip() or (known and known.role != "solution"):
             if known and known.role == "solution" and cell.kind != "code":
-                notices.append(f"The cell of {known.exercise} is a text cell, so its code did not run: make it a code cell again.")
+                notices.append(
+                    f"The cell of {known.exercise} is a text cell, so its code did not run: make it a code cell again."
+                )
             continue
         exercise = known.exercise if known else ""
         name = exercise or f"cell {position}"
@@ -158,7 +173,11 @@ def _cells(path: Path, assignment: Assignment) -> tuple[list[tuple[str, str, str
         notices += [f"A notebook command in {name} was left out: {clean(magic, 60)}" for magic in magics]
         cells.append((name, exercise, source))
         size += len(source)
-    notices += [f"The cell of {name} is there {count} times: all ran, the last one counts." for name, count in seen.items() if count > 1]
+    notices += [
+        f"The cell of {name} is there {count} times: all ran, the last one counts."
+        for name, count in seen.items()
+        if count > 1
+    ]
     answered = {exercise for _, exercise, _ in cells if exercise}
     if not answered:
         notices.insert(0, f"This is not the notebook of {assignment.name}: none of its exercises is in it.")
@@ -167,6 +186,7 @@ def _cells(path: Path, assignment: Assignment) -> tuple[list[tuple[str, str, str
     notices += [f"The cell of {name} is missing." for name in missing]
     if len(cells) > MAX_CELLS or size > MAX_SOURCE:
         raise NotebookError(
-            f"The notebook holds {len(cells):,} code cells with {size:,} characters; at most {MAX_CELLS:,} and {MAX_SOURCE:,} are graded."
+            f"The notebook holds {len(cells):,} code cells with {size:,} characters; "
+            f"at most {MAX_CELLS:,} and {MAX_SOURCE:,} are graded."
         )
     return cells, notices

@@ -1,9 +1,10 @@
-"""Wrong answers that we know (mistakes/) and right ones written differently (alternatives/): one percent file a chapter.
+"""Wrong answers that we know (mistakes/) and right ones written differently (alternatives/): one percent file a
+chapter.
 
-    # %% causal_mask: the diagonal is left out
-    # caught by: test_a_position_sees_itself_and_the_past
-    # says: Row i leaves out column i: a position must see itself too.
-    def causal_mask(n): ...
+# %% causal_mask: the diagonal is left out
+# caught by: test_a_position_sees_itself_and_the_past
+# says: Row i leaves out column i: a position must see itself too.
+def causal_mask(n): ...
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Variant:
-    """One answer: the exercise it belongs to, what is special about it, and, for a mistake, who catches it and what is said."""
+    """One answer: the exercise it belongs to, what is special about it, and, for a mistake, who catches it and what
+    is said."""
 
     exercise: str
     title: str
@@ -44,7 +46,9 @@ def _read(path: Path) -> tuple[Variant, ...]:
         header, _, source = block.partition("\n")
         exercise, colon, title = header.partition(": ")
         if not colon or not title.strip():
-            raise ValueError(f"{path.name}: a cell begins with `# %% exercise: what is special`, not with `# %% {header}`.")
+            raise ValueError(
+                f"{path.name}: a cell begins with `# %% exercise: what is special`, not with `# %% {header}`."
+            )
         caught = re.search(r"^# caught by: (.+)$", source, re.MULTILINE)
         says = re.search(r"^# says: (.+)$", source, re.MULTILINE)
         found.append(

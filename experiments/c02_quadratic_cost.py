@@ -11,6 +11,7 @@ that twice the length costs four times as much. One sweep over all lengths is on
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from ichimon.measure import ROOT, Config, Experiment, Results, Verdict, estimate
 from ichimon.notebook import load
 
 MIB = 2**20
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler prints two lines a call otherwise
 
 
 def peak_bytes(function: Callable[[], object]) -> int:

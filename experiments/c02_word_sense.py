@@ -10,13 +10,15 @@ initialised, and trained attention. Control: the last again, with probes fitted 
 chosen by validation loss on a seed of its own, the probe's penalty by validation accuracy; what is reported comes
 from sentences that neither model nor probe has seen.
 
-A probe shows that the sense can be read there, not that the model uses it. So each cue is also replaced by a filler,
-and we watch how much of the probability of the next word stays with words that fit the sense.
+A probe shows that the sense can be read there, not that the model uses it. So each cue of hashi is also replaced by a
+filler, and we watch how much of the probability of the next word stays with words that fit the sense; and we report how
+much attention hashi pays to its cue, in the head that pays most.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -90,8 +92,11 @@ class LanguageModel(nn.Module):
         self.attention, self.mask = attention, mask
         self.guess = nn.Linear(d_model, len(WORDS))
 
+    def embedded(self, ids: Tensor) -> Tensor:
+        return self.words(ids) + self.places.weight
+
     def vectors(self, ids: Tensor) -> Tensor:
-        x = self.words(ids) + self.places.weight
+        x = self.embedded(ids)
         return x if self.attention is None else x + self.attention(x, self.mask)
 
     def loss(self, ids: Tensor) -> Tensor:
@@ -119,72 +124,95 @@ def probe(vectors: list[Tensor], labels: list[Tensor]) -> Tensor:
     return torch.from_numpy(best.predict(x_test)) == labels[2]
 
 
+@torch.no_grad()
+def probed(model: LanguageModel, parts: list[Sentences], homophone: int, shuffled: bool = False) -> Tensor:
+    """Which test sentences a probe of the vector at a homophone gets right; fitted to shuffled labels if asked."""
+    vectors = [model.vectors(part.ids)[torch.arange(len(part.ids)), part.place[:, homophone]] for part in parts]
+    labels = [part.sense[:, homophone] for part in parts]
+    if shuffled:
+        labels = [label[torch.randperm(len(label))] for label in labels[:2]] + labels[2:]
+    return probe(vectors, labels).float()
+
+
+@torch.no_grad()
+def fitting(model: LanguageModel, ids: Tensor, test: Sentences) -> float:
+    """Of the probability of the word after hashi that goes to words fitting a sense, the share of the right sense."""
+    guesses = model.guess(model.vectors(ids)).softmax(-1)[torch.arange(len(ids)), test.place[:, 0]]
+    senses = torch.stack([guesses[:, [ID[word] for word in fits]].sum(-1) for _, fits in SENSES[0]], dim=-1)
+    return (senses.gather(1, test.sense[:, :1])[:, 0] / senses.sum(-1)).mean().item()
+
+
 def run(config: Config, seeds: Sequence[int]) -> Results:
     reference = load(ROOT / "solutions/02-self-attention.py")
-    mask = reference.causal_mask(LENGTH)
+    mask, n_heads = reference.causal_mask(LENGTH), config["n_heads"]
 
-    def model(kind: str, seed: int) -> LanguageModel:
+    def new(kind: str, seed: int) -> LanguageModel:
         torch.manual_seed(seed)
-        layer = None if kind == "no_attention" else reference.MultiHeadAttention(config["d_model"], config["n_heads"])
+        layer = None if kind == "no_attention" else reference.MultiHeadAttention(config["d_model"], n_heads)
         return LanguageModel(layer, mask, config["d_model"])
 
     def corpus(seed: int) -> list[Sentences]:
         """For the language model; for the probe to train, validate and test on."""
         sizes = (config["n_train"], config["n_probe"], config["n_probe"] // 2, config["n_probe"])
-        return [sentences(n, 4 * seed + part) for part, n in enumerate(sizes)]
+        return [sentences(n, len(sizes) * seed + part) for part, n in enumerate(sizes)]
 
-    trials = []
+    @torch.no_grad()
+    def weights(model: LanguageModel, ids: Tensor, places: Tensor) -> Tensor:
+        """How much the word at `places` attends to each word, [n, n_heads, length]."""
+        x, layer = model.embedded(ids), cast(Any, model.attention)
+        q, k = (reference.split_heads(projection(x), n_heads) for projection in (layer.q_proj, layer.k_proj))
+        return reference.attention(q, k, torch.eye(LENGTH), mask)[torch.arange(len(ids)), :, places]
+
+    trials, best = [], {}
     text, _, validation, _ = corpus(config["tuning_seed"])
     for kind in ("no_attention", "trained"):
+        tried = []
         for lr in config["learning_rates"]:
-            with_lr = train(model(kind, config["tuning_seed"]), text.ids, lr, config)
+            model = train(new(kind, config["tuning_seed"]), text.ids, lr, config)
             with torch.no_grad():
-                trials.append({"model": kind, "learning_rate": lr, "loss": with_lr.loss(validation.ids).item()})
-    best = {
-        kind: min((t for t in trials if t["model"] == kind), key=lambda t: t["loss"])["learning_rate"]
-        for kind in ("no_attention", "trained")
-    }
+                tried.append({"model": kind, "learning_rate": lr, "loss": model.loss(validation.ids).item()})
+        best[kind] = min(tried, key=lambda trial: trial["loss"])["learning_rate"]
+        trials += tried
 
-    conditions = ("no_attention", "untrained", "trained", "shuffled_labels")
+    conditions, ranges = ("no_attention", "untrained", "trained", "shuffled_labels"), config["ranges"]
     accuracy: dict[str, dict[str, list[float]]] = {kind: {word: [] for word in LEXICON} for kind in conditions}
-    ranges = config["ranges"]
     by_distance: dict[str, list[list[float]]] = {kind: [[] for _ in ranges] for kind in ("untrained", "trained")}
-    fitting: dict[str, list[float]] = {"no_attention": [], "trained": [], "trained_without_cue": []}
+    on_cue: dict[str, list[float]] = {"uniform": [], "untrained": [], "trained": []}
+    next_word: dict[str, list[float]] = {"no_attention": [], "trained": [], "trained_without_cue": []}
+    example: dict[str, Any] = {}
     for seed in seeds:
         text, *parts = corpus(seed)
-        models = {
-            "no_attention": train(model("no_attention", seed), text.ids, best["no_attention"], config),
-            "untrained": model("untrained", seed),
-            "trained": train(model("trained", seed), text.ids, best["trained"], config),
-        }
-        models["shuffled_labels"] = models["trained"]
         test = parts[-1]
-        for kind in conditions:
-            with torch.no_grad():
-                vectors = [models[kind].vectors(part.ids) for part in parts]
-            for i, word in enumerate(LEXICON):
-                labels = [part.sense[:, i] for part in parts]
-                at_word = [v[torch.arange(len(v)), part.place[:, i]] for v, part in zip(vectors, parts, strict=True)]
-                if kind == "shuffled_labels":
-                    shuffles = [[y[torch.randperm(len(y))] for y in labels[:2]] for _ in range(config["shuffles"])]
-                    right = torch.cat([probe(at_word, [*shuffled, labels[2]]) for shuffled in shuffles]).float()
-                else:
-                    right = probe(at_word, labels).float()
+        models = {kind: new(kind, seed) for kind in ("no_attention", "untrained", "trained")}
+        for kind, lr in best.items():
+            train(models[kind], text.ids, lr, config)
+        for i, word in enumerate(LEXICON):
+            for kind, model in models.items():
+                right = probed(model, parts, i)
                 accuracy[kind][word].append(right.mean().item())
                 if word == "hashi" and kind in by_distance:
                     distance = (test.place - test.cue)[:, i]
                     for values, (low, high) in zip(by_distance[kind], ranges, strict=True):
                         values.append(right[(distance >= low) & (distance <= high)].mean().item())
-        blind = test.ids.scatter(1, test.cue[:, :1], ID[FILLERS[0]])
-        for name, ids in (("no_attention", test.ids), ("trained", test.ids), ("trained_without_cue", blind)):
-            with torch.no_grad():
-                language_model = models[name.removesuffix("_without_cue")]
-                guesses = language_model.guess(language_model.vectors(ids)).softmax(-1)
-            after = guesses[torch.arange(len(ids)), test.place[:, 0]]
-            mass = torch.stack([after[:, [ID[word] for word in fits]].sum(-1) for _, fits in SENSES[0]], dim=-1)
-            fitting[name].append((mass.gather(1, test.sense[:, :1])[:, 0] / mass.sum(-1)).mean().item())
+            shuffles = [probed(models["trained"], parts, i, shuffled=True) for _ in range(config["shuffles"])]
+            accuracy["shuffled_labels"][word].append(torch.cat(shuffles).mean().item())
 
-    examples = sentences(100, 0)
+        hashi, cue = test.place[:, 0], test.cue[:, 0]
+        blind = test.ids.scatter(1, cue[:, None], ID[FILLERS[0]])
+        next_word["no_attention"].append(fitting(models["no_attention"], test.ids, test))
+        next_word["trained"].append(fitting(models["trained"], test.ids, test))
+        next_word["trained_without_cue"].append(fitting(models["trained"], blind, test))
+        on_cue["uniform"].append((1 / (hashi + 1)).mean().item())
+        for kind in ("untrained", "trained"):
+            to_cue = weights(models[kind], test.ids, hashi)[torch.arange(len(cue)), :, cue]
+            on_cue[kind].append(to_cue.mean(0).max().item())
+        if not example:  # one sentence that ends in hashi, with a cue for either sense
+            ids = test.ids[:1].repeat(2, 1)
+            ids[:, cue[0]] = torch.tensor([ID[cues[0]] for cues, _ in SENSES[0]])
+            seen = int(hashi[0]) + 1
+            example = {"cue": int(cue[0]), "words": [[WORDS[i] for i in row[:seen]] for row in ids.tolist()]}
+            for kind in ("untrained", "trained"):
+                example[kind] = weights(models[kind], ids, hashi[:1].repeat(2))[:, :, :seen].tolist()
     return {
         "accuracy": {
             kind: {word: estimate(values) for word, values in words.items()} for kind, words in accuracy.items()
@@ -196,11 +224,9 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
             "ranges": ranges,
             **{kind: [estimate(values) for values in rows] for kind, rows in by_distance.items()},
         },
-        "fitting_next_word": {name: estimate(values) for name, values in fitting.items()},
-        "example": {
-            name: " ".join(WORDS[i] for i in examples.ids[int((examples.sense[:, 0] == sense).nonzero()[0])])
-            for sense, name in enumerate(("bridge", "chopsticks"))
-        },
+        "fitting_next_word": {name: estimate(values) for name, values in next_word.items()},
+        "weight_on_cue": {name: estimate(values) for name, values in on_cue.items()},
+        "example": example,
         "learning_rate": best,
         "trials": trials,
     }
@@ -235,7 +261,7 @@ EXPERIMENT = Experiment(
         "shuffles": 10,
         "ranges": [[1, 5], [6, 10], [11, 20]],
     },
-    reduced={"n_train": 2000, "n_probe": 400, "steps": 150, "learning_rates": [0.03], "shuffles": 2},
+    reduced={"n_train": 2000, "n_probe": 400, "steps": 150, "batch": 32, "learning_rates": [0.03], "shuffles": 2},
 )
 
 if __name__ == "__main__":

@@ -103,8 +103,8 @@ def check(path: Path, limit: float = 30) -> Checked:
     _run_all(book, path.resolve().parent)
     notices = list(_notices(found, book))
     if broken := [book.trouble(task) for task in book.of("set-up") if book.trouble(task)]:
-        sentence = f"not checked, because the set-up failed: {broken[0]}"
-        verdicts = [Verdict(exercise, "failed", sentence) for exercise in exercises]
+        notices.append(f"The set-up failed: {broken[0]}. Mend that first (pip install -r requirements.txt?).")
+        verdicts = [Verdict(exercise, "failed", "not checked, because the set-up failed.") for exercise in exercises]
     else:
         verdicts = [_verdict(book, exercise) for exercise in exercises]
         blamed = " ".join(verdict.sentence for verdict in verdicts)

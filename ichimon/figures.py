@@ -24,17 +24,17 @@ PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")  # a second cue beside the colour
 CARD, INK, MUTED, GRID = "#FBF8F3", "#26221E", "#6B645C", "#DDD6CB"
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": CARD,
     "figure.constrained_layout.use": True,
     "savefig.facecolor": CARD,
     "axes.facecolor": CARD,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
+    "figure.titlesize": 13,
+    "figure.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.titlesize": 13,
-    "axes.titlepad": 12,
+    "axes.titlesize": 12,
     "axes.labelsize": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -55,26 +55,24 @@ STYLE: dict[str, Any] = {
 }
 
 
-def new(title: str, *, x: str = "", y: str = "", size: tuple[float, float] = (6.4, 4.0)) -> tuple[Figure, Axes]:
+def new(title: str, *, x: str = "", y: str = "", size: tuple[float, float] = (5.6, 3.7)) -> tuple[Figure, Axes]:
     """An empty figure. The title says what to see; `x` and `y` name the axes, with units.
 
-    `size` is in inches. Keep it about 6.4 wide: its letters are then still readable on a phone.
+    `size` is in inches. Keep the width: its letters are then still readable on a phone.
     """
-    fig, (ax,) = panels(1, size=size)
-    ax.set_title(title)
+    fig, (ax,) = panels(1, title, size=size)
     ax.set(xlabel=x, ylabel=y)
     return fig, ax
 
 
-def panels(n: int, title: str = "", *, size: tuple[float, float] = (6.4, 4.0)) -> tuple[Figure, list[Axes]]:
-    """`n` axes side by side under one title."""
+def panels(n: int, title: str, *, size: tuple[float, float] = (5.6, 5.2)) -> tuple[Figure, list[Axes]]:
+    """`n` axes under one title, one below the other: a phone is narrow."""
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({**STYLE, "axes.prop_cycle": plt.cycler(color=PALETTE)})
-    fig, axes = plt.subplots(1, n, figsize=size, squeeze=False)
-    if title:
-        fig.suptitle(title, x=0.02, ha="left", weight="bold", size=13)
-    return fig, list(axes[0])
+    fig, axes = plt.subplots(n, 1, figsize=size, squeeze=False)
+    fig.suptitle(title, x=0.02, ha="left")
+    return fig, list(axes[:, 0])
 
 
 def estimates(

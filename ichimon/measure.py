@@ -12,7 +12,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -56,11 +57,11 @@ class Experiment:
             raise ValueError(f"{self.name} has {len(self.seeds)} seeds; a claim needs at least three.")
         config = {**self.config, **(self.reduced if reduced else {})}
         seeds = list(self.seeds[:3] if reduced else self.seeds)
-        if "torch" in sys.modules:  # one thread: times mean the same on any number of cores
-            sys.modules["torch"].set_num_threads(1)
-        cpu, wall = _cpu_seconds(), time.perf_counter()
-        found = self.run(config, seeds)
-        cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - wall
+        with _one_thread():
+            cpu, wall = _cpu_seconds(), time.perf_counter()
+            found = self.run(config, seeds)
+            cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - wall
+            surroundings = environment(f"experiments/{self.name}.py", "solutions")
         return _plain(
             {
                 "name": self.name,
@@ -69,7 +70,7 @@ class Experiment:
                 "seeds": seeds,
                 "config": config,
                 "results": found,
-                "environment": environment(),
+                "environment": surroundings,
                 "cpu_seconds": cpu,
                 "wall_seconds": wall,
             }
@@ -111,11 +112,11 @@ def interleaved(functions: Mapping[str, Callable[[], object]], *, repeats: int) 
     return times
 
 
-def environment() -> dict[str, Any]:
-    """What a result depends on besides its configuration. `uncommitted` says that code differed from that commit."""
+def environment(*sources: str) -> dict[str, Any]:
+    """What a result depends on besides its configuration. `uncommitted`: a source differed from that commit."""
     found: dict[str, Any] = {
         "commit": _git("rev-parse", "HEAD") or "unknown",
-        "uncommitted": bool(_git("status", "--porcelain", "--", "experiments/*.py", "solutions", "ichimon")),
+        "uncommitted": bool(_git("status", "--porcelain", "--", *sources)),
         "device": "cpu",
         "architecture": platform.machine(),
         "system": platform.system(),
@@ -172,6 +173,23 @@ def main(experiment: Experiment) -> None:
 
     command.__doc__ = sys.modules["__main__"].__doc__
     typer.run(command)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Times then mean the same on any number of cores, and results do not depend on how a sum was shared out."""
+    from threadpoolctl import threadpool_limits
+
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 1
+    try:
+        if torch:
+            torch.set_num_threads(1)
+        with threadpool_limits(1):  # NumPy's and scikit-learn's BLAS and OpenMP
+            yield
+    finally:
+        if torch:
+            torch.set_num_threads(before)
 
 
 def _cpu_seconds() -> float:

@@ -14,12 +14,14 @@ from typing import Any
 import nbformat
 import pytest
 from jupyter_core.application import NoStart
+from nbconvert.exporters import HTMLExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 from nbgrader.api import Grade, Gradebook
 from nbgrader.apps import NbGraderAPI, NbGraderApp
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import ClearSolutions, ComputeChecksums, LockCells
+from nbgrader.server_extensions.formgrader.formgrader import FormgradeExtension
 
 from autograder.gradebook import (
     GradebookError,
@@ -537,7 +539,7 @@ def test_a_folder_that_is_no_course_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_name_with_a_folder_in_it_is_refused(course: Path) -> None:
-    with pytest.raises(GradebookError, match="cannot be a student's name"):
+    with pytest.raises(GradebookError, match="cannot be a student in nbgrader"):
         sync([report("../bob")], course=course)
 
 
@@ -652,10 +654,22 @@ def test_feedback_of_nbgrader_shows_no_answer(hostile_feedback: str) -> None:
     assert "test_halves" not in hostile_feedback
 
 
-def test_formgrader_shows_markdown_through_the_same_filter(course: Path) -> None:
-    from nbconvert.exporters import HTMLExporter
-
-    html, _ = HTMLExporter(config=course_config(course)).from_notebook_node(
-        new_notebook(cells=[new_markdown_cell(SCRIPT)])
-    )
+def test_formgrader_shows_no_script_of_a_student(
+    course: Path, hostile_feedback: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(course)
+    formgrader = FormgradeExtension()
+    formgrader.initialize([])
+    try:
+        config = course_config(course)
+        config.merge(formgrader.build_extra_config())
+        shown = {"last_name": None, "first_name": None, "student": "ada", "base_url": "", "index": 0, "total": 1}
+        resources = {**shown, "notebook_id": NAME, "assignment_id": NAME, "submission_id": "1", "notebook_path": ""}
+        path = course / "autograded" / "ada" / NAME / f"{NAME}.ipynb"
+        html, _ = HTMLExporter(config=config).from_filename(str(path), resources=resources)
+    finally:
+        FormgradeExtension.clear_instance()
+    assert "Grade cell" in html or "nbgrader_cell" in html
+    assert "&lt;script&gt;alert(" in html
     assert not [script for script in Page(html).scripts if "mine" in script]
+    assert not [handler for handler in Page(html).handlers if "mine" in handler]

@@ -1,11 +1,5 @@
-# ruff: noqa: F811, E741
-"""Wrong answers to chapter 02 that people really give, each with the tests that must catch it and what its author is told."""
-
-import math
-
-import torch
-import torch.nn.functional as F
-from torch import nn
+# ruff: noqa: F811
+# Wrong answers that people really give. The set-up cell of the chapter runs before each of them.
 
 
 # %% causal_mask: the diagonal is left out
@@ -146,7 +140,7 @@ def attention(q, k, v, mask=None):
 
 
 # %% attention: softmax over dimension 1
-# caught by: test_the_weights_of_a_row_sum_to_one, test_any_number_of_leading_dimensions
+# caught by: test_each_output_is_a_softmax_mixture_of_the_values, test_any_number_of_leading_dimensions
 # says: The softmax runs over dimension 1, which is the queries or the heads; it should run over the last.
 def attention(q, k, v, mask=None):
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
@@ -176,15 +170,12 @@ def attention(q, k, v, mask=None):
 
 
 # %% attention: keys and queries swapped
-# caught by: test_each_output_is_a_softmax_mixture_of_the_values, test_gradients_reach_queries_keys_and_values
+# caught by: test_a_blocked_position_has_no_influence, test_without_a_mask_every_query_sees_every_key
 # says: The keys ask and the queries answer: the scores are transposed.
 def attention(q, k, v, mask=None):
-    if q.shape[-2] != k.shape[-2]:
-        q = torch.nn.functional.pad(q, (0, 0, 0, max(0, k.shape[-2] - q.shape[-2])))[..., : k.shape[-2], :]
     scores = k @ q.transpose(-2, -1) / math.sqrt(q.shape[-1])
     if mask is not None:
-        mask = mask.expand(*mask.shape[:-2], *scores.shape[-2:]) if mask.shape[-2:] == scores.shape[-2:] else True
-        scores = scores.masked_fill(torch.as_tensor(mask).logical_not(), -math.inf)
+        scores = scores.masked_fill(~mask, -math.inf)
     return torch.nan_to_num(F.softmax(scores, dim=-1)) @ v
 
 
@@ -237,7 +228,7 @@ def attention(q, k, v, mask=None):
 
 # %% attention: −10⁹ instead of −∞
 # caught by: test_a_row_that_may_attend_to_nothing_gives_zeros
-# says: With −10⁹ (or another finite number) in its place, a row that may attend to nothing gives the mean of what it may not see.
+# says: With a finite number for −∞, a row that may attend to nothing gives the mean of what it may not see.
 def attention(q, k, v, mask=None):
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
     if mask is not None:
@@ -278,7 +269,7 @@ def attention(q, k, v, mask=None):
 
 
 # %% attention: always causal
-# caught by: test_without_a_mask_the_order_of_the_keys_does_not_matter, test_each_output_is_a_softmax_mixture_of_the_values
+# caught by: test_without_a_mask_every_query_sees_every_key
 # says: Without a mask this hides the future: mask=None should hide nothing.
 def attention(q, k, v, mask=None):
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
@@ -289,7 +280,7 @@ def attention(q, k, v, mask=None):
 
 # %% attention: an exponential that overflows
 # caught by: test_large_scores_do_not_overflow
-# says: The exponential of a large score is infinite, and ∞/∞ is NaN: the softmax needs its largest score subtracted first.
+# says: The exponential of a large score is infinite, and ∞/∞ is NaN: subtract the row's largest score first.
 def attention(q, k, v, mask=None):
     weights = torch.exp(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]))
     if mask is not None:
@@ -437,8 +428,7 @@ def split_heads(x, n_heads):
 # caught by: test_split_works_with_any_number_of_leading_dimensions
 # says: Dimensions are counted from the front: with more or fewer of them before n the wrong ones are swapped.
 def split_heads(x, n_heads):
-    heads = x.unflatten(-1, (n_heads, -1))
-    return heads.transpose(1, 2) if heads.dim() > 3 else heads
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
 
 # %% split_heads: whole width for every head
@@ -543,9 +533,447 @@ class MultiHeadAttention(nn.Module):
         if d_model % n_heads:
             raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
         self.n_heads = n_heads
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            self.add_module(name, nn.Linear(d_model, d_model, bias=False))
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
 
     def forward(self, x, mask=None):
         q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         return merge_heads(attention(q, k, v, mask))
+
+
+# %% MultiHeadAttention: one projection for all three
+# caught by: test_the_layer_matches_pytorchs, test_gradients_reach_x_and_all_four_weights
+# says: Queries, keys and values all come from q_proj: each needs its own projection.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q = k = v = split_heads(self.q_proj(x), self.n_heads)
+        return self.o_proj(merge_heads(attention(q, k, v, mask)))
+
+
+# %% MultiHeadAttention: queries and keys swapped
+# caught by: test_the_layer_matches_pytorchs, test_gradients_reach_x_and_all_four_weights
+# says: k_proj makes the queries and q_proj the keys.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.k_proj, self.q_proj, self.v_proj))
+        return self.o_proj(merge_heads(attention(q, k, v, mask)))
+
+
+# %% MultiHeadAttention: values not projected
+# caught by: test_the_layer_matches_pytorchs, test_gradients_reach_x_and_all_four_weights
+# says: The values are x itself: v_proj is not used.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(y, self.n_heads) for y in (self.q_proj(x), self.k_proj(x), x))
+        return self.o_proj(merge_heads(attention(q, k, v, mask)))
+
+
+# %% MultiHeadAttention: the root of d_model
+# caught by: test_the_layer_matches_pytorchs
+# says: The scores are divided by √d_model; each head has d_head channels, so it should be √d_head.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        scores = q @ k.transpose(-2, -1) / math.sqrt(x.shape[-1])
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
+        return self.o_proj(merge_heads(torch.nan_to_num(scores.softmax(-1)) @ v))
+
+
+# %% MultiHeadAttention: scaled twice
+# caught by: test_the_layer_matches_pytorchs
+# says: The queries are divided by √d_head before attention divides the scores by it again.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(merge_heads(attention(q / math.sqrt(q.shape[-1]), k, v, mask)))
+
+
+# %% MultiHeadAttention: always causal
+# caught by: test_the_layer_matches_pytorchs, test_without_a_mask_every_position_sees_every_other
+# says: The future is hidden even without a mask: the layer is not causal by itself.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        return self.o_proj(merge_heads(attention(q, k, v, causal if mask is None else mask & causal)))
+
+
+# %% MultiHeadAttention: the mask ignored
+# caught by: test_the_layer_obeys_its_mask, test_a_causal_mask_hides_the_future_and_only_that
+# says: The mask is not handed on to attention.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(merge_heads(attention(q, k, v)))
+
+
+# %% MultiHeadAttention: the mask upside down
+# caught by: test_the_layer_obeys_its_mask, test_a_causal_mask_hides_the_future_and_only_that
+# says: The mask is inverted, as nn.MultiheadAttention would want it; here True means "may attend".
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(merge_heads(attention(q, k, v, None if mask is None else ~mask)))
+
+
+# %% MultiHeadAttention: one mask for all sequences
+# caught by: test_the_layer_obeys_its_mask
+# says: Only the mask of the first sequence is used.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if mask is not None:
+            mask = mask.reshape(-1, *mask.shape[-2:])[0]
+        return self.o_proj(merge_heads(attention(q, k, v, mask)))
+
+
+# %% MultiHeadAttention: biases
+# caught by: test_the_layer_has_four_square_weights_and_nothing_else
+# says: The projections have biases: nn.Linear adds one unless it is told not to.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(merge_heads(attention(q, k, v, mask)))
+
+
+# %% MultiHeadAttention: one small projection for every head
+# caught by: test_the_layer_has_four_square_weights_and_nothing_else
+# says: The projections are (d_head, d_head) and shared by the heads: project first, with (d_model, d_model).
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads, d_head = n_heads, d_model // n_heads
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(d_head, d_head, bias=False) for _ in range(3))
+        self.o_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x, mask=None):
+        heads = split_heads(x, self.n_heads)
+        return self.o_proj(merge_heads(attention(self.q_proj(heads), self.k_proj(heads), self.v_proj(heads), mask)))
+
+
+# %% MultiHeadAttention: queries, keys and values in one matrix
+# caught by: test_the_layer_has_four_square_weights_and_nothing_else
+# says: Queries, keys and values share one qkv_proj: the state dict should have a weight for each.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.qkv_proj = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.o_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(y, self.n_heads) for y in self.qkv_proj(x).chunk(3, -1))
+        return self.o_proj(merge_heads(attention(q, k, v, mask)))
+
+
+# %% MultiHeadAttention: weights that nobody trains
+# caught by: test_the_layer_has_four_square_weights_and_nothing_else
+# says: The module does not know its weights (they are in a plain list, say), so no optimiser will train them.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.projections = [nn.Linear(d_model, d_model, bias=False) for _ in range(4)]
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in self.projections[:3])
+        return self.projections[3](merge_heads(attention(q, k, v, mask)))
+
+
+# %% MultiHeadAttention: weights as buffers
+# caught by: test_the_layer_has_four_square_weights_and_nothing_else
+# says: The weights are buffers: they are saved but never trained. They should be parameters.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            projection = nn.Module()
+            projection.register_buffer("weight", torch.randn(d_model, d_model) / math.sqrt(d_model))
+            self.add_module(name, projection)
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(F.linear(x, p.weight), self.n_heads) for p in (self.q_proj, self.k_proj, self.v_proj))
+        return F.linear(merge_heads(attention(q, k, v, mask)), self.o_proj.weight)
+
+
+# %% MultiHeadAttention: weights not transposed
+# caught by: test_the_layer_matches_pytorchs, test_gradients_reach_x_and_all_four_weights
+# says: The weights are used as x @ W; nn.Linear stores them so that it is x @ W.T.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(x @ proj.weight, self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return merge_heads(attention(q, k, v, mask)) @ self.o_proj.weight
+
+
+# %% MultiHeadAttention: heads split without a transpose
+# caught by: test_the_layer_matches_pytorchs, test_without_a_mask_every_position_sees_every_other
+# says: The heads are cut by reshaping straight to (batch, n_heads, n, d_head), which mixes positions.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        b, n, d_model = x.shape
+        q, k, v = (
+            proj(x).reshape(b, self.n_heads, n, d_model // self.n_heads)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.o_proj(attention(q, k, v, mask).reshape(b, n, d_model))
+
+
+# %% MultiHeadAttention: heads merged without a transpose
+# caught by: test_the_layer_matches_pytorchs, test_a_causal_mask_hides_the_future_and_only_that
+# says: The heads are reshaped straight to (batch, n, d_model), which mixes positions.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(attention(q, k, v, mask).reshape(x.shape))
+
+
+# %% MultiHeadAttention: a single head
+# caught by: test_the_layer_matches_pytorchs
+# says: There is one head of d_model channels, whatever n_heads is.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if mask is not None and mask.dim() > 2:
+            mask = mask.flatten(0, -3)[0]
+        return self.o_proj(attention(q, k, v, mask))
+
+
+# %% MultiHeadAttention: attention across the batch
+# caught by: test_sequences_of_a_batch_do_not_meet, test_the_layer_matches_pytorchs
+# says: The sequences of a batch attend to each other: batch and positions are mixed up.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (
+            split_heads(proj(x.transpose(0, 1)), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if mask is not None and q.shape[-2] != mask.shape[-1]:
+            mask = None
+        return self.o_proj(merge_heads(attention(q, k, v, mask))).transpose(0, 1)
+
+
+# %% MultiHeadAttention: dropout
+# caught by: test_training_and_evaluation_agree
+# says: Some of the result is dropped at random in training: this layer has no dropout.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(F.dropout(merge_heads(attention(q, k, v, mask)), 0.1, self.training))
+
+
+# %% MultiHeadAttention: x added
+# caught by: test_the_layer_matches_pytorchs, test_a_position_that_may_attend_to_nothing_gives_zeros
+# says: x is added to the result: that is the residual connection, which belongs to the block around this layer.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return x + self.o_proj(merge_heads(attention(q, k, v, mask)))
+
+
+# %% MultiHeadAttention: NaN where nothing may be seen
+# caught by: test_a_position_that_may_attend_to_nothing_gives_zeros
+# says: A position that may attend to nothing gives NaN: the softmax of nothing but −∞ is 0/0.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
+        return self.o_proj(merge_heads(scores.softmax(-1) @ v))
+
+
+# %% MultiHeadAttention: an assert for an error
+# caught by: test_heads_must_share_the_channels_equally
+# says: An assert raises an AssertionError, and none at all under python -O: raise a ValueError with a sentence.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        assert d_model % n_heads == 0, f"d_model {d_model} is not divisible by n_heads {n_heads}"
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(merge_heads(attention(q, k, v, mask)))
+
+
+# %% MultiHeadAttention: no error for heads that do not fit
+# caught by: test_heads_must_share_the_channels_equally
+# says: Heads that do not fit are not noticed: raise a ValueError where the layer is created.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(merge_heads(attention(q, k, v, mask)))
+
+
+# %% MultiHeadAttention: an error without numbers
+# caught by: test_heads_must_share_the_channels_equally
+# says: The error does not name d_model and n_heads: say which numbers do not fit.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError("d_model must be divisible by n_heads")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(merge_heads(attention(q, k, v, mask)))
+
+
+# %% MultiHeadAttention: the mask changed in place
+# caught by: test_x_and_the_mask_are_left_as_they_were
+# says: The caller's mask is changed: the name of an operation that works in place ends in _.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if mask is not None:
+            mask.diagonal(dim1=-2, dim2=-1).fill_(True)
+        return self.o_proj(merge_heads(attention(q, k, v, mask)))

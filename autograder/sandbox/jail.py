@@ -5,7 +5,8 @@
         worker.ask(wire.Run(...))      # raises WorkerLost when the worker hangs, dies or takes too much
         worker.kill()
 
-A worker is process 1 of its own process namespace and the grader holds its pidfd, so that one kill takes everything it started.
+A worker is process 1 of its own process namespace and the grader holds its pidfd, so that one kill takes everything
+it started.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from autograder.report import Outcome
 from autograder.sandbox import wire
 
 HERE = Path(__file__).resolve().parent
-COURSE = HERE.parents[1]  # the repository: of it, the jail sees only ichimon/ and the three files of this folder that run inside
+COURSE = HERE.parents[
+    1
+]  # the repository: of it, the jail sees only ichimon/ and the three files of this folder that run inside
 UNPRIVILEGED_UID = 65533  # what root becomes; nothing on the machine belongs to it
 SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
@@ -74,7 +77,8 @@ def bubblewrap() -> str:
         if os.access(bundled, os.X_OK):
             return str(bundled)
     raise JailError(
-        "The grader needs bubblewrap (bwrap) to lock submissions in. Install your system's package `bubblewrap`, then try again."
+        "The grader needs bubblewrap (bwrap) to lock submissions in. "
+        "Install your system's package `bubblewrap`, then try again."
     )
 
 
@@ -85,12 +89,20 @@ def _paths() -> dict[str, Path]:
 
 
 def _interpreter() -> list[str]:
-    return sorted({os.path.realpath(sys.base_prefix), sys.prefix})
+    return sorted({*(sys.base_prefix, sys.prefix), *map(os.path.realpath, (sys.base_prefix, sys.prefix))})
 
 
 def command(limits: Limits, environment: dict[str, str]) -> list[str]:
     """The command line that starts the zygote in its jail (for the user that it will run as)."""
-    args = [bubblewrap(), "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    args = [
+        bubblewrap(),
+        "--unshare-user",
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--unshare-cgroup-try",
+    ]
     args += ["--die-with-parent", "--new-session", "--clearenv"]
     for folder in SYSTEM_FOLDERS:
         if os.path.islink(folder):
@@ -118,6 +130,15 @@ def command(limits: Limits, environment: dict[str, str]) -> list[str]:
         "processes": limits.processes,
     }
     return [*args, "--chdir", "/", "--", sys.executable, "-P", "-s", "-B", "/sandbox/zygote.py", json.dumps(inner)]
+
+
+def _without_root(args: list[str], new_root: str) -> list[str]:
+    """The same command, run by drop_root.py as a user without rights who sees nothing but what the command binds."""
+    bwrap = os.path.realpath(args[0])
+    paths = (*SYSTEM_FOLDERS, *SYSTEM_FILES, *_interpreter(), *map(str, _paths().values()), bwrap)
+    visible = [path for path in paths if os.path.lexists(path) and not path.startswith("/usr/")]
+    drop = [sys.executable, "-I", "-S", str(HERE / "drop_root.py"), str(UNPRIVILEGED_UID), new_root]
+    return [*drop, *visible, "--", bwrap, *args[1:]]
 
 
 ENVIRONMENT = {
@@ -253,16 +274,11 @@ class Jail:
         ours, theirs = socket.socketpair()
         args = command(self.limits, ENVIRONMENT)
         if os.geteuid() == 0:
-            visible = [p for p in (*SYSTEM_FOLDERS, *SYSTEM_FILES, *_interpreter()) if os.path.lexists(p)]
-            visible += [str(path) for path in _paths().values()] + [os.path.realpath(args[0])]
-            visible = [p for p in visible if not (p.startswith("/usr/") and p != "/usr")]
-            args[0] = os.path.realpath(args[0])
-            args = [sys.executable, "-I", "-S", str(HERE / "drop_root.py"), str(UNPRIVILEGED_UID), self._folder, *visible, "--", *args]
-        self._errors = tempfile.TemporaryFile()
+            args = _without_root(args, self._folder)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the zygote)
         with theirs:
-            # the zygote finds its control channel at a fixed number
             self._process = subprocess.Popen(
-                ["/bin/sh", "-c", 'exec "$@" 3<&"$0"' if theirs.fileno() != 3 else 'exec "$@"', str(theirs.fileno()), *args],
+                [*args, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,
@@ -280,8 +296,12 @@ class Jail:
             self._errors.seek(0)
             said = " ".join(self._errors.read().decode(errors="replace").split())[-600:]
             if ready:
-                raise JailError(f"The zygote has {ready[0]} threads instead of one, so its children could hang. Please report this.")
-            raise JailError(f"The jail could not be built: {said or 'it gave no reason'}. `autograder doctor` says what is missing.")
+                raise JailError(
+                    f"The zygote has {ready[0]} threads instead of one, so its children could hang. Please report this."
+                )
+            raise JailError(
+                f"The jail could not be built: {said or 'it gave no reason'}. `autograder doctor` says what is missing."
+            )
 
     def worker(self) -> Worker:
         ours, theirs = socket.socketpair()
@@ -296,7 +316,9 @@ class Jail:
         except TimeoutError:
             raise JailError("The zygote did not start a worker within 30 seconds.") from None
         if not fds:
-            raise JailError(f"A worker could not be locked in: {text.decode(errors='replace').lstrip('!') or 'no reason given'}")
+            raise JailError(
+                f"A worker could not be locked in: {text.decode(errors='replace').lstrip('!') or 'no reason given'}"
+            )
         return Worker(ours, fds[0], self.limits)
 
     @property
@@ -312,5 +334,7 @@ class Jail:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -1,6 +1,7 @@
 """The jail tries to break out of itself. The grader refuses to grade when any attempt succeeds.
 
-Each probe runs as a student's cell would and prints "ok" or what it could do. The same probes are what `autograder doctor` shows.
+Each probe runs as a student's cell would and prints "ok" or what it could do. The same probes are what `autograder
+doctor` shows.
 """
 
 from __future__ import annotations
@@ -48,13 +49,15 @@ PROBES = {
         import ctypes
         libc = ctypes.CDLL(None, use_errno=True)
         attempts = {"unshare": lambda: libc.unshare(0x10000000), "ptrace": lambda: libc.ptrace(0, 0, 0, 0),
-                    "mount": lambda: libc.mount(b"none", b"/tmp", b"tmpfs", 0, None), "setuid": lambda: libc.setresuid(0, 0, 0),
+                    "mount": lambda: libc.mount(b"none", b"/tmp", b"tmpfs", 0, None), "setuid": lambda:
+                    libc.setresuid(0, 0, 0),
                     "io_uring": lambda: libc.syscall(425, 1, 0), "bpf": lambda: libc.syscall(321, 0, 0, 0)}
         print(next((name + " is allowed" for name, attempt in attempts.items() if attempt() != -1), "ok"))""",
     "no rights, and none to be had": """
         status = dict(line.split(":", 1) for line in open("/proc/self/status"))
         wanted = {"CapEff": 0, "CapPrm": 0, "CapBnd": 0, "NoNewPrivs": 1, "Seccomp": 2}
-        print(next((f"{name} is {status[name].strip()}" for name, value in wanted.items() if int(status[name], 16) != value), "ok"))""",
+        print(next((f"{name} is {status[name].strip()}" for name, value in wanted.items() if int(status[name], 16) !=
+        value), "ok"))""",
     "processes are limited": """
         import os, signal
         children = []
@@ -73,7 +76,8 @@ PROBES = {
     "memory, files and computing time are limited": """
         import resource
         names = ("RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_CPU")
-        print(next((name + " is not set" for name in names if -1 in resource.getrlimit(getattr(resource, name))), "ok"))""",
+        print(next((name + " is not set" for name in names if -1 in resource.getrlimit(getattr(resource, name))),
+        "ok"))""",
 }
 WATCHDOG = "the grader can see how much memory a worker takes"
 

@@ -1,7 +1,8 @@
 """What crosses between the grader and a worker: length-prefixed msgspec messages that hold plain data only.
 
-Both sides use this file. Nothing in it executes what it reads: a tensor is a dtype, a shape and bytes; an object that is
-not plain data stays where it is, and a number (a handle) stands for it. The trusted side checks every size before it builds anything.
+Both sides use this file. Nothing in it executes what it reads: a tensor is a dtype, a shape and bytes; an object that
+is not plain data stays where it is, and a number (a handle) stands for it. The trusted side checks every size before
+it builds anything.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ MAX_INT_BITS = 4096  # a longer integer is no plain data: printing it would take
 DTYPES: dict[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
-        torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64,
-        torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
-        torch.float8_e4m3fn, torch.float8_e5m2,
+        torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+        torch.uint16, torch.uint32, torch.uint64, torch.float16, torch.bfloat16, torch.float32, torch.float64,
+        torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.float8_e5m2,
     )
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -109,7 +110,8 @@ class Run(msgspec.Struct, tag="run"):
 
 
 class Prepare(msgspec.Struct, tag="prepare"):
-    """Before any cell: the stand-ins of each exercise (source), then the functions that from now on raise (dotted names)."""
+    """Before any cell: the stand-ins of each exercise (source), then the functions that from now on raise (dotted
+    names)."""
 
     n: int
     stand_ins: dict[str, str]
@@ -117,7 +119,8 @@ class Prepare(msgspec.Struct, tag="prepare"):
 
 
 class Begin(msgspec.Struct, tag="begin"):
-    """Start a test of `exercise`: forget handles and graphs, seed every generator, put that exercise's stand-ins in place."""
+    """Start a test of `exercise`: forget handles and graphs, seed every generator, put that exercise's stand-ins in
+    place."""
 
     n: int
     seed: int
@@ -266,11 +269,13 @@ class Channel:
 # -- between Python objects and values ------------------------------------------------------------------------------
 
 
-def encode(obj: Any, opaque: Callable[[Any], Value], tensors: list[torch.Tensor] | None = None, depth: int = 0) -> Value:
+def encode(
+    obj: Any, opaque: Callable[[Any], Value], tensors: list[torch.Tensor] | None = None, depth: int = 0
+) -> Value:
     """`obj` as plain data. What is no plain data goes through `opaque` (a handle, a callback, or an exception).
 
-    Exact types only: a subclass of int, str or Tensor could lie about itself, so it is opaque. Tensors that require grad are
-    appended to `tensors` in the order in which they are met.
+    Exact types only: a subclass of int, str or Tensor could lie about itself, so it is opaque. Tensors that require
+    grad are appended to `tensors` in the order in which they are met.
     """
     kind = type(obj)
     if obj is None or kind in (bool, float, str):
@@ -299,7 +304,7 @@ def encode(obj: Any, opaque: Callable[[Any], Value], tensors: list[torch.Tensor]
         return Sequence("tuple", list(obj))
     if kind in (dict, OrderedDict):
         return Mapping([(inner(key), inner(item)) for key, item in obj.items()])
-    if isinstance(obj, tuple) and hasattr(kind, "_fields") and len(kind._fields) == len(obj):  # a named tuple
+    if issubclass(kind, tuple):  # named tuples, torch's return types; whatever else they claim, these are their items
         return Sequence("tuple", [inner(item) for item in tuple.__iter__(obj)])
     if kind is np.ndarray and obj.dtype.char in NUMPY_DTYPES:
         return ArrayData(obj.dtype.char, obj.shape, obj.tobytes())
@@ -363,7 +368,9 @@ def _encode_tensor(tensor: torch.Tensor) -> TensorData:
     if name is None or tensor.layout is not torch.strided or tensor.device.type != "cpu":
         raise WireError(f"a {tensor.dtype} tensor on {tensor.device} ({tensor.layout}) does not cross")
     if tensor.numel() * tensor.element_size() > MAX_FRAME:
-        raise WireError(f"a tensor of shape {tuple(tensor.shape)} is larger than the {MAX_FRAME:,} bytes that may cross")
+        raise WireError(
+            f"a tensor of shape {tuple(tensor.shape)} is larger than the {MAX_FRAME:,} bytes that may cross"
+        )
     flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
     data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
     return TensorData(name, tuple(tensor.shape), data, tensor.requires_grad)

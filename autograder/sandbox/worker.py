@@ -1,7 +1,7 @@
 """The untrusted side: runs a submission's cells and answers calls. It is forked by the zygote, inside the jail.
 
-Everything here shares a process with the student's code, which may patch any of it. That is allowed for: this side only ever
-sends data, and the grader trusts none of it.
+Everything here shares a process with the student's code, which may patch any of it. That is allowed for: this side
+only ever sends data, and the grader trusts none of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import wire
+import wire  # type: ignore[import-not-found]  # beside this file, in the jail
 
 OUTPUT_LIMIT = 20_000  # characters a cell may print
 MESSAGE_LIMIT = 600  # characters of an exception's text
@@ -113,7 +113,7 @@ class Worker:
         linecache.cache[filename] = (len(request.source), None, request.source.splitlines(keepends=True), filename)
         output = Output()
         stdout, stderr = sys.stdout, sys.stderr
-        sys.stdout = sys.stderr = output  # type: ignore[assignment]
+        sys.stdout = sys.stderr = output
         error = ""
         try:
             exec(compile(request.source, filename, "exec", dont_inherit=True), self.namespace)

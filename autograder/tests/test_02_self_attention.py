@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autograder.student import Remote, Student, assert_close, tensor
+from autograder.student import Remote, Student, StudentError, Unfinished, assert_close, tensor
 
 RESERVED = {
     "attention": (
@@ -40,7 +40,7 @@ def some_mask(*shape: int, seed: int) -> Tensor:
 
 def gradients(output: Tensor, upstream: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
     """The gradient of each input, or a sentence that none reaches it."""
-    tensor(output, shape=upstream.shape)
+    tensor(output, shape=upstream.shape, dtype=upstream.dtype)
     assert output.requires_grad, "No gradient flows through the result: something on the way was detached or rebuilt."
     found = torch.autograd.grad(output, list(inputs.values()), upstream, allow_unused=True)
     for name, grad in zip(inputs, found, strict=True):
@@ -59,7 +59,7 @@ def booleans(student: Student, n: int) -> Tensor:
 @pytest.mark.exercise("causal_mask")
 def test_the_mask_is_a_square_of_booleans(student: Student) -> None:
     """The result is a tensor of booleans with n rows and n columns, not of numbers."""
-    for n in (1, 3, 6):
+    for n in (6, 3, 1):
         tensor(student.causal_mask(n), shape=(n, n), dtype=torch.bool, name=f"causal_mask({n})")
 
 
@@ -81,14 +81,14 @@ def test_a_position_sees_all_of_the_past(student: Student) -> None:
 @pytest.mark.exercise("causal_mask")
 def test_a_position_sees_itself(student: Student) -> None:
     """Row i may attend to column i: the diagonal is True."""
-    for n in (1, 5, 7):
+    for n in (5, 7, 1):
         assert booleans(student, n).diagonal().all(), f"In causal_mask({n}) a position may not attend to itself."
 
 
-@pytest.mark.exercise("causal_mask")
+@pytest.mark.exercise("causal_mask", weight=2)
 def test_every_length_works(student: Student) -> None:
     """Nothing is fixed to one length: n may be 1, odd, or larger than any table."""
-    for n in (1, 2, 17, 1300):
+    for n in (17, 2, 1, 1300):
         expected = torch.ones(n, n, dtype=torch.bool).tril()
         assert_close(booleans(student, n), expected, name=f"causal_mask({n})")
 
@@ -96,7 +96,7 @@ def test_every_length_works(student: Student) -> None:
 # -- attention ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.exercise("attention")
+@pytest.mark.exercise("attention", weight=3)
 def test_each_output_is_a_softmax_mixture_of_the_values(student: Student) -> None:
     """Without a mask: the softmax of q·k/√d_head over the keys weighs the values."""
     for seed, (lead, n_q, n_k, d_head, d_v) in enumerate(
@@ -118,7 +118,8 @@ def test_scores_are_divided_by_the_root_of_d_head(student: Student) -> None:
     """Weights are in the ratio of exp(q·k/√d_head), where d_head is the width of one query."""
     for d_head in (9, 36):
         q, k = normal(1, 1, d_head, seed=1), normal(1, 2, d_head, seed=2)
-        weights = tensor(student.attention(q, k, torch.eye(2)[None]), shape=(1, 1, 2)).detach().double().flatten()
+        v = torch.eye(2, 3)[None]  # the first two entries of the output are the weights
+        weights = tensor(student.attention(q, k, v), shape=(1, 1, 3), dtype=torch.float32).detach().double()[0, 0, :2]
         assert bool((weights > 0).all()), "Every weight of a softmax is above zero, and here one is not."
         factor = ((weights[0] / weights[1]).log() / (q[0, 0] @ (k[0, 0] - k[0, 1]))).item()
         assert math.isclose(factor * d_head**0.5, 1, rel_tol=1e-3), (
@@ -148,6 +149,9 @@ def test_a_blocked_position_has_no_influence(student: Student) -> None:
         v2[:, j] -= 50
         after = tensor(student.attention(q, k2, v2, causal), shape=(2, n, 3)).detach()
         assert_close(after[:, :j], before[:, :j], claim=f"after a change at position {j}", name="what came before it")
+        assert (after[:, j:] != before[:, j:]).any(-1).all(), (
+            f"Who may see position {j} does not notice that it changed."
+        )
     low = student.attention(
         torch.full((1, 1, 1), -600.0),
         torch.tensor([[[49.0], [50], [1]]]),
@@ -159,7 +163,7 @@ def test_a_blocked_position_has_no_influence(student: Student) -> None:
     )
 
 
-@pytest.mark.exercise("attention")
+@pytest.mark.exercise("attention", weight=2)
 def test_the_mask_decides_who_takes_part(student: Student) -> None:
     """True means "may attend"; the mask may lack dimensions or have them of size 1."""
     b, h, n_q, n_k = 2, 3, 5, 4
@@ -179,7 +183,8 @@ def test_a_row_that_may_attend_to_nothing_gives_zeros(student: Student) -> None:
     empty = ~mask.any(-1)
     out = tensor(student.attention(q, k, v, mask), shape=(2, 5, 3)).detach()
     assert_close(out[empty], torch.zeros(3, 3), name="the empty rows")
-    assert out[~empty].isfinite().all(), "A row without permission made its neighbours NaN or infinite."
+    assert out[~empty].isfinite().all(), "A row that may attend to nothing made its neighbours NaN or infinite."
+    assert out[~empty].any(-1).all(), "A row that may attend to something gives zeros."
     assert_close(
         student.attention(q, k, v, torch.zeros(5, 6, dtype=torch.bool)),
         torch.zeros(2, 5, 3),
@@ -187,7 +192,7 @@ def test_a_row_that_may_attend_to_nothing_gives_zeros(student: Student) -> None:
     )
 
 
-@pytest.mark.exercise("attention")
+@pytest.mark.exercise("attention", weight=2)
 def test_gradients_reach_queries_keys_and_values(student: Student) -> None:
     """The gradients of q, k and v are those of the formula: nothing on the way is detached."""
     data = {"q": normal(2, 5, 4, seed=1), "k": normal(2, 6, 4, seed=2), "v": normal(2, 6, 3, seed=3)}
@@ -219,14 +224,14 @@ def test_gradients_stay_finite_beside_an_empty_row(student: Student) -> None:
 @pytest.mark.exercise("attention")
 def test_large_scores_do_not_overflow(student: Student) -> None:
     """Scores of ±10,000 in neighbouring rows still give weights: the exponential must not overflow or vanish."""
-    q, k = torch.tensor([[[200.0], [-200], [0], [-1]]]), torch.tensor([[[49.0], [50], [50]]])
+    q, k = torch.tensor([[[200.0], [199.96875], [0], [-200]]]), torch.tensor([[[49.0], [50], [50]]])
     expected = (q @ k.mT).double().softmax(-1).float()
     assert_close(student.attention(q, k, torch.eye(3)[None]), expected, name="the weights")
 
 
 @pytest.mark.exercise("attention")
-def test_without_a_mask_the_order_of_the_keys_does_not_matter(student: Student) -> None:
-    """mask=None hides nothing: shuffling keys and values together changes no output."""
+def test_without_a_mask_every_query_sees_every_key(student: Student) -> None:
+    """mask=None hides nothing, and the order of the keys means nothing: shuffled with their values they give the same."""
     q, k, v = normal(2, 6, 4, seed=1), normal(2, 6, 4, seed=2), normal(2, 6, 3, seed=3)
     shuffled = torch.tensor([3, 5, 0, 1, 4, 2])
     with torch.no_grad():
@@ -234,6 +239,13 @@ def test_without_a_mask_the_order_of_the_keys_does_not_matter(student: Student) 
         assert_close(
             student.attention(q, k[:, shuffled], v[:, shuffled]), before, claim="with keys and values shuffled"
         )
+        for j in (0, 5):
+            v2 = v.clone()
+            v2[:, j] += 10
+            after = tensor(student.attention(q, k, v2), shape=(2, 6, 3))
+            assert (after != before).any(-1).all(), (
+                f"Some query does not notice that the value at position {j} changed."
+            )
 
 
 @pytest.mark.exercise("attention")
@@ -260,7 +272,7 @@ def test_the_result_has_the_dtype_of_the_input(student: Student) -> None:
             )
 
 
-@pytest.mark.exercise("attention")
+@pytest.mark.exercise("attention", weight=0.5)
 def test_the_inputs_are_left_as_they_were(student: Student) -> None:
     """q, k, v and the mask belong to the caller: an operation that ends in _ changes them."""
     inputs = {
@@ -414,11 +426,19 @@ def random_weights(d_model: int, seed: int) -> dict[str, Tensor]:
     return {name: 1.5 * d_model**-0.5 * normal(d_model, d_model, seed=seed + i) for i, name in enumerate(NAMES)}
 
 
+def created(student: Student, d_model: int, n_heads: int) -> tuple[Remote, dict[str, Tensor]]:
+    """A new layer and its state dict."""
+    layer = student.MultiHeadAttention(d_model, n_heads)
+    assert isinstance(layer, Remote), "MultiHeadAttention(d_model, n_heads) should give a layer."
+    state = layer.state_dict()
+    assert isinstance(state, dict), "The layer's state_dict() should be a dict: is MultiHeadAttention an nn.Module?"
+    return layer, {str(name): tensor(value, name=str(name)) for name, value in state.items()}
+
+
 def loaded(student: Student, n_heads: int, weights: dict[str, Tensor]) -> Remote:
     """A layer with these weights. What it has beside them is zeroed: that is another test's business."""
-    layer = student.MultiHeadAttention(len(weights[NAMES[0]]), n_heads)
-    extra = {name: torch.zeros_like(value) for name, value in layer.state_dict().items()}
-    layer.load_state_dict(extra | weights)
+    layer, state = created(student, len(weights[NAMES[0]]), n_heads)
+    layer.load_state_dict({name: torch.zeros_like(value) for name, value in state.items()} | weights)
     return layer
 
 
@@ -440,8 +460,8 @@ def pytorchs(layer: nn.MultiheadAttention, x: Tensor, mask: Tensor | None = None
 def test_the_layer_has_four_square_weights_and_nothing_else(student: Student) -> None:
     """The state dict holds the four projections' weights, each (d_model, d_model), and all of them are trained."""
     for d_model, n_heads in ((12, 3), (10, 5)):
-        layer = student.MultiHeadAttention(d_model, n_heads)
-        state, parameters = layer.state_dict(), student.grads(layer)
+        layer, state = created(student, d_model, n_heads)
+        parameters = student.grads(layer)
         assert set(state) == set(NAMES), f"The state dict holds {sorted(state)}."
         assert set(parameters) == set(NAMES), f"The parameters that are trained are {sorted(parameters)}."
         for name, value in state.items():
@@ -453,20 +473,20 @@ def test_the_layer_has_four_square_weights_and_nothing_else(student: Student) ->
 def test_heads_must_share_the_channels_equally(student: Student) -> None:
     """If d_model is not divisible by n_heads, creating the layer raises a ValueError that names both numbers."""
     for d_model, n_heads in ((10, 4), (6, 12)):
-        raised: Exception | None = None
+        raised: StudentError | None = None
         try:
             student.MultiHeadAttention(d_model, n_heads)
-        except (ValueError, AssertionError) as error:
+        except Unfinished:
+            raise
+        except StudentError as error:
             raised = error
-        what = "an AssertionError" if raised else "nothing"
-        assert isinstance(raised, ValueError), (
-            f"MultiHeadAttention({d_model}, {n_heads}) raises {what}, and no ValueError."
-        )
+        what = f"MultiHeadAttention({d_model}, {n_heads}) raises {raised.types[0] if raised else 'nothing'}"
+        assert isinstance(raised, ValueError), f"{what}, and it should raise a ValueError."
         named = {int(number) for number in re.findall(r"\d+", str(raised))}
         assert {d_model, n_heads} <= named, f"The sentence does not name both numbers: {raised}"
 
 
-@pytest.mark.exercise("MultiHeadAttention")
+@pytest.mark.exercise("MultiHeadAttention", weight=3)
 def test_the_layer_matches_pytorchs(student: Student) -> None:
     """With the same weights and no mask the layer gives what nn.MultiheadAttention gives."""
     for seed, (batch, n, d_model, n_heads) in enumerate([(2, 5, 12, 3), (3, 7, 10, 5), (1, 4, 6, 1), (2, 3, 4, 4)]):
@@ -476,19 +496,19 @@ def test_the_layer_matches_pytorchs(student: Student) -> None:
         assert_close(loaded(student, n_heads, weights)(x), expected, claim=claim)
 
 
-@pytest.mark.exercise("MultiHeadAttention")
+@pytest.mark.exercise("MultiHeadAttention", weight=2)
 def test_the_layer_obeys_its_mask(student: Student) -> None:
     """True means "may attend"; the mask may be one for all, one for each sequence, or one for each head."""
     weights, x = random_weights(12, seed=1), normal(2, 5, 12, seed=2)
     layer, theirs = loaded(student, 3, weights), oracle(3, weights)
     for shape in ((5, 5), (2, 1, 5, 5), (3, 5, 5), (2, 3, 5, 5)):
         mask = some_mask(*shape, seed=3)
-        assert_close(layer(x, mask), pytorchs(theirs, x, mask), claim=f"with a mask of shape {shape}")
+        assert_close(layer(x, mask=mask), pytorchs(theirs, x, mask), claim=f"with a mask of shape {shape}")
 
 
 @pytest.mark.exercise("MultiHeadAttention")
-def test_the_future_has_no_influence(student: Student) -> None:
-    """Under a causal mask a change at position j changes nothing before j."""
+def test_a_causal_mask_hides_the_future_and_only_that(student: Student) -> None:
+    """Under a causal mask a change at position j is noticed from j on, and by nobody before it."""
     n, x = 7, normal(2, 7, 12, seed=1)
     layer, causal = loaded(student, 3, random_weights(12, seed=2)), torch.ones(7, 7, dtype=torch.bool).tril()
     before = tensor(layer(x, causal), shape=x.shape).detach()
@@ -497,19 +517,27 @@ def test_the_future_has_no_influence(student: Student) -> None:
         changed[:, j] += 2
         after = tensor(layer(changed, causal), shape=x.shape).detach()
         assert_close(after[:, :j], before[:, :j], claim=f"after a change at position {j}", name="what came before it")
+        assert (after[:, j:] != before[:, j:]).any(-1).all(), (
+            f"Who may see position {j} does not notice that it changed."
+        )
 
 
 @pytest.mark.exercise("MultiHeadAttention")
-def test_without_a_mask_the_order_does_not_matter(student: Student) -> None:
+def test_without_a_mask_every_position_sees_every_other(student: Student) -> None:
     """mask=None hides nothing and no position is special: shuffled positions give shuffled outputs."""
     x, shuffled = normal(2, 6, 12, seed=1), torch.tensor([3, 5, 0, 1, 4, 2])
     layer = loaded(student, 3, random_weights(12, seed=2))
     with torch.no_grad():
         before = tensor(layer(x), shape=x.shape)
         assert_close(layer(x[:, shuffled]), before[:, shuffled], claim="with the positions shuffled")
+        for j in (0, 5):
+            changed = x.clone()
+            changed[:, j] += 2
+            after = tensor(layer(changed), shape=x.shape)
+            assert (after != before).any(-1).all(), f"Some position does not notice that position {j} changed."
 
 
-@pytest.mark.exercise("MultiHeadAttention")
+@pytest.mark.exercise("MultiHeadAttention", weight=0.5)
 def test_sequences_of_a_batch_do_not_meet(student: Student) -> None:
     """A sequence gives the same output alone and in company."""
     x = normal(3, 5, 12, seed=1)
@@ -519,7 +547,7 @@ def test_sequences_of_a_batch_do_not_meet(student: Student) -> None:
         assert_close(layer(x[i : i + 1]), together[i : i + 1], claim=f"sequence {i} alone")
 
 
-@pytest.mark.exercise("MultiHeadAttention")
+@pytest.mark.exercise("MultiHeadAttention", weight=2)
 def test_gradients_reach_x_and_all_four_weights(student: Student) -> None:
     """Everything learns: the gradients of x and of the four weights are those of nn.MultiheadAttention."""
     weights, upstream = random_weights(12, seed=1), normal(2, 5, 12, seed=3)
@@ -527,7 +555,7 @@ def test_gradients_reach_x_and_all_four_weights(student: Student) -> None:
     x, x2 = normal(2, 5, 12, seed=2).requires_grad_(), normal(2, 5, 12, seed=2).requires_grad_()
     theirs, layer = oracle(3, weights), loaded(student, 3, weights)
     pytorchs(theirs, x, mask).backward(upstream)
-    out = tensor(layer(x2, mask), shape=x.shape)
+    out = tensor(layer(x2, mask), shape=x.shape, dtype=x.dtype)
     assert out.requires_grad, "No gradient flows through the result: something on the way was detached or rebuilt."
     out.backward(upstream)
     found = {"x": x2.grad, **student.grads(layer)}
@@ -547,10 +575,12 @@ def test_a_position_that_may_attend_to_nothing_gives_zeros(student: Student) -> 
     mask[1] = False
     out = tensor(layer(normal(2, 5, 12, seed=3), mask), shape=(2, 5, 12)).detach()
     assert_close(out[:, 1], torch.zeros(2, 12), name="the output of a position that may attend to nothing")
-    assert out.isfinite().all(), "A position that may attend to nothing made others NaN or infinite."
+    others = out[:, [0, 2, 3, 4]]
+    assert others.isfinite().all(), "A position that may attend to nothing made others NaN or infinite."
+    assert others.any(-1).all(), "A position that may attend to something gives zeros."
 
 
-@pytest.mark.exercise("MultiHeadAttention")
+@pytest.mark.exercise("MultiHeadAttention", weight=0.5)
 def test_training_and_evaluation_agree(student: Student) -> None:
     """Without dropout nothing is random: the same x gives the same output, in training and in evaluation."""
     layer, x = loaded(student, 3, random_weights(12, seed=1)), normal(2, 5, 12, seed=2)
@@ -574,7 +604,7 @@ def test_a_bfloat16_layer_gives_bfloat16(student: Student) -> None:
         )
 
 
-@pytest.mark.exercise("MultiHeadAttention")
+@pytest.mark.exercise("MultiHeadAttention", weight=0.5)
 def test_x_and_the_mask_are_left_as_they_were(student: Student) -> None:
     """x and the mask belong to the caller: an operation that ends in _ changes them."""
     x, mask = normal(2, 5, 12, seed=1), some_mask(5, 5, seed=2)

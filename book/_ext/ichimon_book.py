@@ -1,10 +1,10 @@
 """What is ours in the book: numbers read from results, quizzes, the table of chapters, and MathJax without a network.
 
     {result}`c02_word_sense: accuracy.trained.hashi.mean | .0%`   a number of experiments/results/c02_word_sense.json
-    {published}`gpt2_small_layers`                                 a figure of experiments/published.json, with its source
-    ```{experiment} c02_word_sense                                 its claim, its verdict and how it was run
-    ```{quiz}                                                      questions in YAML, see `Quiz`
-    ```{chapters}  and  ```{questions}                             tables made of book/chapters.yml
+    {published}`gpt2_small_layers`                                a number of experiments/published.json
+    ```{experiment} c02_word_sense                                its claim, its verdict and how it was run
+    ```{quiz}                                                     questions in YAML, see `Quiz`
+    ```{chapters}  and  ```{questions}                            tables made of book/chapters.yml
 
 Directives write MyST and parse it, so that what they show is translated like any other text.
 """
@@ -54,7 +54,7 @@ class Result(SphinxRole):
         try:
             text, source = self.read()
         except (OSError, LookupError, TypeError, ValueError) as error:
-            message = self.inliner.reporter.error(  # type: ignore[attr-defined]
+            message = self.inliner.reporter.error(
                 f"There is no number {self.text!r} ({type(error).__name__}: {error}).", line=self.lineno
             )
             return [nodes.problematic(self.rawtext, self.rawtext)], [message]
@@ -64,7 +64,9 @@ class Result(SphinxRole):
         name, _, rest = self.text.partition(":")
         path, _, spec = rest.partition("|")
         record = read_json(self.env.srcdir, f"experiments/results/{name.strip()}.json")
-        source = f"Measured: {record['name']}, {len(record['seeds'])} seeds, commit {record['environment']['commit'][:7]}"
+        source = (
+            f"Measured: {record['name']}, {len(record['seeds'])} seeds, commit {record['environment']['commit'][:7]}"
+        )
         return written(pick(record["results"], path.strip()), spec.strip()), source
 
 
@@ -168,7 +170,7 @@ class Questions(FromChapters):
 
 
 def forget_stale_outputs(app: Sphinx, config: Any) -> None:
-    """Execute the pages again when a result or the drawing changed: the cache of executed cells knows only the cells."""
+    """Execute pages again when a result or the drawing changed: the cache of executed cells knows only the cells."""
     root = Path(app.srcdir)
     read = [*sorted((root / "experiments").rglob("*.json")), root / "ichimon/figures.py"]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in read if file.exists())).hexdigest()

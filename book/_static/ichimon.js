@@ -23,17 +23,18 @@ const draw = (parent, tag, attributes, text = "") => {
 };
 
 // The data are those from which the page drew the still figure: {keys: {word: [x, y]}, query: [x, y], colours, ...}.
-const queryFigure = (box, still, { keys, query, colours, ink, card }) => {
-  const [width, height, scale] = [640, 420, 112];
-  const px = ([x, y]) => [width * 0.47 + scale * x, height * 0.5 - scale * y];
+const queryFigure = (box, still, { title, keys, query, colours, ink, card }) => {
+  const [width, height, scale] = [560, 400, 96];
+  const px = ([x, y]) => [width * 0.48 + scale * x, height * 0.54 - scale * y];
   const svg = draw(box, "svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": still.alt });
   draw(svg, "rect", { width, height, fill: card });
+  draw(svg, "text", { x: 14, y: 32, fill: ink, class: "title" }, title);
   const [x1, y1] = px([0, 0]);
   const words = Object.entries(keys).map(([word, key], i) => {
     const [x2, y2] = px(key);
     const line = draw(svg, "line", { x1, y1, x2, y2, stroke: colours[i], "stroke-linecap": "round" });
     const [x, y] = px(key.map((v) => 1.17 * v));
-    return { word, key, line, label: draw(svg, "text", { x, y: y + 5, fill: ink, "text-anchor": "middle" }) };
+    return { word, key, line, label: draw(svg, "text", { x, y: y + 6, fill: ink, "text-anchor": "middle" }) };
   });
   const blend = draw(svg, "path", { fill: "none", stroke: ink, "stroke-width": 2.5 });
   const arrow = draw(svg, "line", { x1, y1, stroke: ink, "stroke-width": 3 });

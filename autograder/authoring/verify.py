@@ -1,0 +1,479 @@
+"""The gates that make a mark mean something, for every exercise of a chapter:
+
+1. the starter gets 0, each hidden test failing for want of an answer;
+2. the reference gets full marks, and so does each right answer in alternatives/;
+3. each wrong answer in mistakes/ fails the tests that it names, by an assertion, is told so by its own sentence,
+   and costs no other exercise a point;
+4. at least 95 % of the mutants of the reference are caught; those in equivalents/ change nothing that a test should see.
+
+What was judged before and has not changed since is read from _build/cache/verify.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from autograder import assignment as assignments
+from autograder import variants
+from autograder.assignment import COURSE, Assignment
+from autograder.authoring.build import STUB
+from autograder.authoring.mutants import Mutant, mutants
+from autograder.report import Outcome, Report, TestResult
+from autograder.variants import Variant
+
+CACHE = COURSE / "_build" / "cache" / "verify"
+EQUIVALENTS = variants.FOLDER / "equivalents"
+MIN_MISTAKES, MIN_CAUGHT = 3, 0.95
+MUTANT_CPU_SECONDS, MUTANT_WALL_SECONDS = 2.0, 10.0  # less than a student has: many mutants may loop
+CASES_WORTH_A_PROCESS = 25  # a grader takes some seconds to start
+
+
+class HiddenTest(msgspec.Struct, frozen=True):
+    """A hidden test as its source shows it."""
+
+    name: str
+    exercise: str  # "" if it names none
+    weight: float
+    hint: str
+
+
+class Equivalent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A mutant that no test should catch, and why."""
+
+    exercise: str
+    before: str
+    after: str
+    because: str
+    occurrence: int = 1
+
+
+class Chapter(msgspec.Struct, frozen=True):
+    """All that the gates look at."""
+
+    assignment: Assignment
+    tests: str  # the source of its hidden tests
+    mistakes: tuple[Variant, ...]
+    alternatives: tuple[Variant, ...]
+    equivalents: tuple[Equivalent, ...]
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One answer to the chapter that is to be judged."""
+
+    kind: Literal["starter", "reference", "alternative", "mistake", "mutant"]
+    answers: tuple[tuple[str, str], ...]  # (exercise, source)
+    exercise: str = ""  # the one whose answer is not the reference's
+    change: Variant | Mutant | None = None
+
+    @property
+    def exercises(self) -> list[str]:
+        """Whose tests run: a mutant's own, else all."""
+        return [self.exercise] if self.kind == "mutant" else [exercise for exercise, _ in self.answers]
+
+
+class Row(msgspec.Struct):
+    """The counts of one exercise."""
+
+    exercise: str
+    tests: int
+    alternatives: int
+    mistakes: int
+    mutants: int = 0  # without those that are known to be equivalent
+    caught: int = 0
+    by_assertion: int = 0
+    equivalent: int = 0
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What the gates say of a chapter. Each problem is a sentence for its author; without any, the chapter passes."""
+
+    chapter: str
+    rows: tuple[Row, ...]
+    problems: tuple[str, ...]
+    survivors: tuple[Case, ...] = ()
+
+
+def main(names: Sequence[str] | None = None, *, afresh: bool = False) -> int:
+    """Print what the gates say of these chapters (of all, by default); return 0 if all pass, else 1.
+
+    `afresh` forgets what was judged before. Raises UnknownAssignment with a sentence.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    passed = True
+    for name in names or assignments.names():
+        with console.status(f"judging the answers to {name}"):
+            found = verify(name, afresh=afresh)
+        _print(found, console)
+        passed = passed and not found.problems
+    return 0 if passed else 1
+
+
+def verify(name: str, *, afresh: bool = False, workers: int = 2) -> Verdict:
+    """Judge one chapter by all gates. Nothing is judged while the files do not fit together."""
+    chapter = load(name)
+    problems = form_problems(chapter)
+    if problems:
+        return Verdict(name, (), tuple(problems))
+    every = list(cases(chapter))
+    return judge(chapter, list(zip(every, _reports(chapter, every, afresh, workers), strict=True)))
+
+
+def load(name: str) -> Chapter:
+    assignment = assignments.load(name)
+    return Chapter(
+        assignment,
+        assignment.tests.read_text(),
+        variants.mistakes(name),
+        variants.alternatives(name),
+        equivalents(name),
+    )
+
+
+def equivalents(name: str) -> tuple[Equivalent, ...]:
+    """The mutants of a chapter that change nothing a test should see. Raises ValueError with the file and what is wrong in it."""
+    path = EQUIVALENTS / f"{name}.toml"
+    if not path.exists():
+        return ()
+    try:
+        tables = tomllib.loads(path.read_text())
+        return tuple(
+            msgspec.convert({"exercise": exercise, **entry}, Equivalent)
+            for exercise, entries in tables.items()
+            for entry in entries
+        )
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, TypeError) as error:
+        raise ValueError(f"{path.name}: an entry is [[exercise]] with before, after and because ({error}).") from None
+
+
+# -- do the files fit together? -------------------------------------------------------------------------------------
+
+
+def hidden_tests(source: str) -> list[HiddenTest]:
+    """The tests in a file of hidden tests."""
+    found = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            exercise, weight = "", 1.0
+            for decorator in node.decorator_list:
+                match decorator:
+                    case ast.Call(
+                        func=ast.Attribute(attr="exercise"), args=[ast.Constant(value=str(exercise))], keywords=keywords
+                    ):
+                        weight = next(
+                            (float(ast.literal_eval(keyword.value)) for keyword in keywords if keyword.arg == "weight"),
+                            1.0,
+                        )
+            found.append(HiddenTest(node.name, exercise, weight, ast.get_docstring(node, clean=False) or ""))
+    return found
+
+
+def form_problems(chapter: Chapter) -> list[str]:
+    """What can be seen without running anything."""
+    exercises = list(chapter.assignment.points)
+    tests = hidden_tests(chapter.tests)
+    return [
+        *_test_problems(tests, chapter.tests, exercises),
+        *_mistake_problems(chapter.mistakes, tests, exercises),
+        *_alternative_problems(chapter.alternatives, exercises),
+        *(
+            f"equivalents: there is no exercise {e.exercise!r}."
+            for e in chapter.equivalents
+            if e.exercise not in exercises
+        ),
+    ]
+
+
+def _test_problems(tests: Sequence[HiddenTest], source: str, exercises: Sequence[str]) -> Iterator[str]:
+    for exercise in exercises:
+        if not any(test.exercise == exercise for test in tests):
+            yield f'{exercise} has no hidden test: write one and mark it @pytest.mark.exercise("{exercise}").'
+    for name, count in Counter(test.name for test in tests).items():
+        if count > 1:
+            yield f"{name} is defined {count} times, so that only the last one runs: rename the others."
+    for test in tests:
+        if test.exercise not in exercises:
+            yield f"{test.name} is for the exercise {test.exercise!r}, and the chapter has {', '.join(exercises)}."
+        if test.weight <= 0:
+            yield f"{test.name} has the weight {test.weight:g}: a test counts for something."
+        if not test.hint.strip() or "\n" in test.hint:
+            yield f"{test.name} needs a docstring of one line: the hint that a student reads when it fails."
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assert) and node.msg is None:
+            yield f"The assert in line {node.lineno} of the hidden tests has no message: say what a student should know."
+
+
+def _mistake_problems(
+    mistakes: Sequence[Variant], tests: Sequence[HiddenTest], exercises: Sequence[str]
+) -> Iterator[str]:
+    for exercise in exercises:
+        count = sum(mistake.exercise == exercise for mistake in mistakes)
+        if count < MIN_MISTAKES:
+            yield f"{exercise} has {count} mistakes in mistakes/, and at least {MIN_MISTAKES} are wanted."
+    for mistake in mistakes:
+        label = f"The mistake “{mistake.exercise}: {mistake.title}”"
+        if mistake.exercise not in exercises:
+            yield f"{label} is for an exercise that is not there."
+            continue
+        if not mistake.says:
+            yield f"{label} has no line `# says: …` with what its author is told."
+        if not mistake.caught_by:
+            yield f"{label} has no line `# caught by: …` with the tests that must fail."
+        own = {test.name for test in tests if test.exercise == mistake.exercise}
+        for name in mistake.caught_by:
+            if name not in own:
+                yield f"{label} names {name}, and {mistake.exercise} has no such test."
+
+
+def _alternative_problems(alternatives: Sequence[Variant], exercises: Sequence[str]) -> Iterator[str]:
+    for exercise in exercises:
+        if not any(alternative.exercise == exercise for alternative in alternatives):
+            yield f"{exercise} has nothing in alternatives/: write a right answer that looks different."
+    for alternative in alternatives:
+        if alternative.exercise not in exercises:
+            yield f"The alternative “{alternative.exercise}: {alternative.title}” is for an exercise that is not there."
+
+
+# -- what is judged, and how ----------------------------------------------------------------------------------------
+
+
+def starter(source: str) -> str:
+    """A solution cell as students get it: the stub in the place of each answer."""
+    return re.sub(
+        r"^([ \t]*)### BEGIN SOLUTION.*?### END SOLUTION", rf"\1{STUB}", source, flags=re.MULTILINE | re.DOTALL
+    )
+
+
+def cases(chapter: Chapter) -> Iterator[Case]:
+    """Everything that the gates run."""
+    reference = chapter.assignment.reference
+
+    def answers(exercise: str, source: str) -> tuple[tuple[str, str], ...]:
+        return tuple({**reference, exercise: source}.items())
+
+    yield Case("starter", tuple((exercise, starter(source)) for exercise, source in reference.items()))
+    yield Case("reference", tuple(reference.items()))
+    for variant in chapter.alternatives:
+        yield Case("alternative", answers(variant.exercise, variant.source), variant.exercise, variant)
+    for variant in chapter.mistakes:
+        yield Case("mistake", answers(variant.exercise, variant.source), variant.exercise, variant)
+    for exercise, source in reference.items():
+        for mutant in mutants(source):
+            yield Case("mutant", answers(exercise, mutant.source), exercise, mutant)
+
+
+def _reports(chapter: Chapter, every: Sequence[Case], afresh: bool, workers: int) -> list[Report]:
+    """A report for each case: from the cache, or from graders in processes of their own."""
+    name = chapter.assignment.name
+    path = CACHE / f"{name}.json"
+    known = {} if afresh else _read(path)
+    keys = [_key(case, chapter) for case in every]
+    pending = {key: case for key, case in zip(keys, every, strict=True) if key not in known}
+    count = max(1, min(workers, len(pending) // CASES_WORTH_A_PROCESS))
+    shares = [list(pending.items())[i::count] for i in range(count)]
+    os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+    if pending:
+        with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+            judged = pool.map(_grade, [name] * count, [[case for _, case in share] for share in shares])
+            for share, reports in zip(shares, judged, strict=True):
+                known |= {key: report for (key, _), report in zip(share, reports, strict=True)}
+        _write(path, {key: known[key] for key in keys})
+    return [known[key] for key in keys]
+
+
+def _grade(name: str, share: Sequence[Case]) -> list[Report]:
+    from autograder import submission as submissions  # these import torch, which the cached way does without
+    from autograder.grading import Grader
+    from autograder.sandbox.jail import Jail, Limits
+
+    assignment = assignments.load(name)
+    ordinary = Limits()
+    short = msgspec.structs.replace(ordinary, cpu_seconds=MUTANT_CPU_SECONDS, wall_seconds=MUTANT_WALL_SECONDS)
+    reports = []
+    with Jail(ordinary) as jail, Grader(assignment, jail) as grader:
+        for case in share:
+            jail.limits = short if case.kind == "mutant" else ordinary
+            submission = submissions.from_sources(case.kind, assignment, case.answers)
+            reports.append(grader.grade(submission, case.exercises, first_failure=case.kind == "mutant"))
+    return reports
+
+
+def _key(case: Case, chapter: Chapter) -> str:
+    """A hash of all that a report depends on."""
+    shas = [chapter.assignment.tests_sha[exercise] for exercise in case.exercises]
+    known = [mistake.source for mistake in chapter.mistakes] if case.kind == "mistake" else []
+    return hashlib.sha256(
+        repr((case.kind, case.answers, shas, known, assignments.environment_sha())).encode()
+    ).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Report]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Report])
+    except (OSError, msgspec.MsgspecError):
+        return {}
+
+
+def _write(path: Path, reports: Mapping[str, Report]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(f".{os.getpid()}")
+    new.write_bytes(msgspec.json.encode(reports))
+    new.replace(path)
+
+
+# -- the gates ------------------------------------------------------------------------------------------------------
+
+
+def judge(chapter: Chapter, judged: Sequence[tuple[Case, Report]]) -> Verdict:
+    """What the reports mean."""
+    tests = Counter(test.exercise for test in hidden_tests(chapter.tests))
+    alternatives = Counter(variant.exercise for variant in chapter.alternatives)
+    mistakes = Counter(variant.exercise for variant in chapter.mistakes)
+    rows = {name: Row(name, tests[name], alternatives[name], mistakes[name]) for name in chapter.assignment.points}
+    problems: list[str] = []
+    survivors: list[Case] = []
+    unmatched = {(e.exercise, e.before, e.after, e.occurrence): e for e in chapter.equivalents}
+    for case, report in judged:
+        problems += _crashes(case, report)
+        match case.kind, case.change:
+            case "starter", _:
+                problems += _starter_problems(report)
+            case "reference" | "alternative", _:
+                problems += _right_answer_problems(case, report)
+            case "mistake", Variant() as mistake:
+                problems += _wrong_answer_problems(mistake, report)
+            case "mutant", Mutant() as mutant:
+                row, caught = rows[case.exercise], _caught(report)
+                if unmatched.pop((case.exercise, mutant.before, mutant.after, mutant.occurrence), None):
+                    row.equivalent += 1
+                    if caught:
+                        problems.append(
+                            f"{_named(case)} is listed as equivalent, and {caught.name} catches it: take it off the list, or mend the test."
+                        )
+                    continue
+                row.mutants += 1
+                row.caught += bool(caught)
+                row.by_assertion += bool(caught and caught.outcome is Outcome.FAILED)
+                if not caught:
+                    survivors.append(case)
+    for row in rows.values():
+        if row.caught < MIN_CAUGHT * row.mutants:
+            problems.append(
+                f"{row.exercise}: {row.mutants - row.caught} of {row.mutants} mutants pass all tests. Write a test that catches them, "
+                f"or list each in equivalents/{chapter.assignment.name}.toml with the reason why none should."
+            )
+    for gone in unmatched.values():
+        problems.append(
+            f"equivalents: {gone.exercise} has no mutant “{gone.before}” → “{gone.after}” any more: remove the entry."
+        )
+    return Verdict(chapter.assignment.name, tuple(rows.values()), tuple(problems), tuple(survivors))
+
+
+def _tests(report: Report) -> list[TestResult]:
+    return [test for exercise in report.exercises for test in exercise.tests]
+
+
+def _caught(report: Report) -> TestResult | None:
+    return next((test for test in _tests(report) if not test.passed), None)
+
+
+def _crashes(case: Case, report: Report) -> Iterator[str]:
+    for test in _tests(report):
+        if test.outcome is Outcome.CRASHED:
+            yield f"{_named(case)} makes {test.name} itself raise {test.message}: no answer should, so check its type and shape first."
+
+
+def _starter_problems(report: Report) -> Iterator[str]:
+    for test in _tests(report):
+        if test.outcome is not Outcome.UNFINISHED:
+            yield f"The starter: {_ending(test)}, and should be “{Outcome.UNFINISHED}”: has the test called the student's code at all?"
+
+
+def _right_answer_problems(case: Case, report: Report) -> Iterator[str]:
+    for test in _tests(report):
+        if not test.passed:
+            yield f"{_named(case)} should have full marks, and {_ending(test)}."
+
+
+def _wrong_answer_problems(mistake: Variant, report: Report) -> Iterator[str]:
+    label = f"The mistake “{mistake.exercise}: {mistake.title}”"
+    own = [test for result in report.exercises if result.exercise == mistake.exercise for test in result.tests]
+    for name in mistake.caught_by:
+        runs = [test for test in own if test.name.partition("[")[0] == name]
+        if not any(test.outcome is Outcome.FAILED for test in runs):
+            yield f"{label} should fail by an assertion, and {_ending(runs[0])}."
+    told = {test.mistake for test in own if test.mistake}
+    if mistake.says not in told:
+        instead = f"is told “{min(told)}” instead of its own sentence" if told else "is never told its sentence"
+        yield f"{label} {instead}: it answers every test that catches it as another mistake does; name a test that tells them apart."
+    for result in report.exercises:
+        if result.exercise != mistake.exercise:
+            for test in result.tests:
+                if not test.passed:
+                    yield f"{label} costs {result.exercise} points: {_ending(test)}."
+
+
+def _ending(test: TestResult) -> str:
+    return f"{test.name} ends as “{test.outcome}”" + (f" ({test.message})" if test.message else "")
+
+
+def _named(case: Case) -> str:
+    match case.change:
+        case Variant(exercise=exercise, title=title):
+            return f"The {case.kind} “{exercise}: {title}”"
+        case Mutant(before=before, after=after):
+            return f"The mutant of {case.exercise} “{before}” → “{after}”"
+    return f"The {case.kind}"
+
+
+# -- in words -------------------------------------------------------------------------------------------------------
+
+
+def _print(verdict: Verdict, console: Any) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=verdict.chapter, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table.add_column("exercise")
+    for column in ("tests", "alternatives", "mistakes", "mutants caught", "by an assertion", "equivalent"):
+        table.add_column(column, justify="right")
+    for row in verdict.rows:
+        share = f"{row.caught} of {row.mutants}, {row.caught / max(1, row.mutants):.0%}"
+        table.add_row(
+            row.exercise,
+            str(row.tests),
+            str(row.alternatives),
+            str(row.mistakes),
+            share,
+            str(row.by_assertion),
+            str(row.equivalent),
+        )
+    if verdict.rows:
+        console.print(table)
+    for case in verdict.survivors:
+        if isinstance(case.change, Mutant):
+            again = f" (place {case.change.occurrence})" if case.change.occurrence > 1 else ""
+            console.print(
+                f"\n{case.exercise}, line {case.change.line}{again}: this mutant passes all tests", soft_wrap=True
+            )
+            for sign, colour, lines in (("-", "red", case.change.before), ("+", "green", case.change.after)):
+                for line in lines.splitlines():
+                    console.print(f"  [{colour}]{sign} {escape(line)}[/{colour}]", soft_wrap=True)
+    for problem in verdict.problems:
+        console.print(f"[red]✗[/red] {escape(problem)}", soft_wrap=True)
+    if not verdict.problems:
+        console.print(f"[green]✓[/green] {verdict.chapter} passes all gates.")

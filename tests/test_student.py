@@ -1,0 +1,233 @@
+"""The trusted view of a submission: calls, gradients, objects, callbacks, errors, and what happens when a worker is
+lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from autograder.report import Outcome
+from autograder.sandbox.jail import Jail, Limits, WorkerLost
+from autograder.student import Remote, Student, StudentError, Unfinished, assert_close, clean, same_transcript, tensor
+
+Make = Callable[..., Student]
+
+
+@pytest.fixture(scope="module")
+def jail() -> Iterator[Jail]:
+    with Jail(Limits(cpu_seconds=1, wall_seconds=5)) as started:
+        yield started
+
+
+@pytest.fixture
+def make(jail: Jail) -> Iterator[Make]:
+    made: list[Student] = []
+
+    def student(*cells: str, stand_ins: dict[str, str] | None = None, reserved: tuple[str, ...] = ()) -> Student:
+        sources = [
+            ("set-up", "", "import torch\nfrom torch import nn"),
+            *[(f"c{i}", f"e{i}", source) for i, source in enumerate(cells)],
+        ]
+        made.append(Student(jail, sources, stand_ins or {}, reserved))
+        made[-1]._begin("e0")
+        return made[-1]
+
+    yield student
+    for one in made:
+        one._close()
+
+
+def test_a_call_returns_a_copy_of_plain_data(make: Make) -> None:
+    student = make("def f(x, *, times=2): return {'y': x * times, 'n': [len(x), None, 'é']}")
+    x = torch.arange(3.0)
+    answer = student.f(x, times=3)
+    assert_close(answer["y"], 3 * x)
+    assert answer["n"] == [3, None, "é"]
+
+
+def test_gradients_cross_in_both_directions(make: Make) -> None:
+    student = make("def f(x, y): return x.sin() * y, y.exp()")
+    x, y = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(student.f, (x, y))
+    first, second = student.f(x, y)
+    (first.sum() + second.sum()).backward()
+    assert_close(x.grad, (x.cos() * y).detach())
+
+
+def test_without_grad_nothing_requires_it(make: Make) -> None:
+    student = make("def f(x): return x * 2")
+    with torch.no_grad():
+        assert not student.f(torch.ones(2, requires_grad=True)).requires_grad
+    assert not student.f(torch.ones(2)).requires_grad
+
+
+def test_a_module_is_an_object_with_a_state_and_gradients(make: Make) -> None:
+    student = make(
+        "class Twice(nn.Module):\n  def __init__(self, d):\n    super().__init__(); self.w = nn.Linear(d, d)\n"
+        "  def forward(self, x): return self.w(x) * 2"
+    )
+    module = student.Twice(3)
+    weights = {"w.weight": torch.eye(3), "w.bias": torch.ones(3)}
+    module.load_state_dict(weights)
+    assert module.state_dict().keys() == weights.keys()
+    assert isinstance(module.w, Remote)
+    assert_close(module.w.weight, torch.eye(3).requires_grad_())
+    x = torch.randn(2, 3)
+    module(x).sum().backward()
+    assert_close(student.grads(module)["w.bias"], torch.full((3,), 4.0))
+    module.train()
+    assert module.training is True
+
+
+def test_a_value_kept_there_shows_whether_it_was_changed(make: Make) -> None:
+    student = make("def f(x): x += 1")
+    kept = student.put(torch.zeros(2))
+    student.f(kept)
+    assert_close(kept.get(), torch.ones(2))
+
+
+def test_callbacks_run_on_the_trusted_side(make: Make) -> None:
+    student = make("def f(g, n): return [g(torch.tensor(float(i))) for i in range(n)]")
+    seen = []
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x.item())
+        return x * 2
+
+    assert [y.item() for y in student.f(double, 3)] == [0.0, 2.0, 4.0]
+    assert seen == [0.0, 1.0, 2.0]
+
+
+def test_a_students_error_is_of_the_type_that_was_raised(make: Make) -> None:
+    student = make(
+        "class Odd(ValueError): pass\n"
+        "def f(kind): raise {'v': ValueError, 'k': KeyError, 'o': Odd, 'u': UnicodeError}[kind]('said')\n"
+    )
+    for kind, expected in (("v", ValueError), ("k", KeyError), ("o", ValueError), ("u", ValueError)):
+        with pytest.raises(expected, match="said") as raised:
+            student.f(kind)
+        assert isinstance(raised.value, StudentError)
+        assert "line 2 of cell c0" in raised.value.sentence
+
+
+def test_what_is_not_written_yet_is_told_apart_from_an_error(make: Make) -> None:
+    student = make("def f(): raise NotImplementedError", "def g(: pass")
+    for name, said in (("f", "NotImplementedError"), ("h", "`h` is not defined")):
+        with pytest.raises(Unfinished) as raised:
+            getattr(student, name)()
+        assert said in raised.value.sentence
+    student._begin("e1")
+    with pytest.raises(Unfinished, match="its cell did not run: SyntaxError"):
+        student.g()
+
+
+def test_a_hanging_call_costs_its_own_exercise_alone(make: Make) -> None:
+    student = make("def f():\n  while True: pass", "def g(): return 1")
+    with pytest.raises(WorkerLost) as lost:
+        student.f()
+    assert lost.value.outcome is Outcome.TIMED_OUT
+    with pytest.raises(WorkerLost):
+        student._begin("e0")  # its next test does not wait again
+    student._begin("e1")
+    assert student.g() == 1
+
+
+def test_a_hanging_cell_is_left_out_and_the_others_run(make: Make) -> None:
+    student = make("while True: pass", "def g(): return 1")
+    assert [bool(run.error) for run in student._cell_runs()] == [False, True, False]
+    assert "timed out" in student._cell_runs()[1].error
+    student._begin("e1")
+    assert student.g() == 1
+
+
+def test_stand_ins_replace_other_exercises_for_one_exercise_only(make: Make) -> None:
+    student = make(
+        "def f(): return 'theirs'", "def g(): return f()", stand_ins={"e1": "def f(): return 'ours'"}, reserved=()
+    )
+    assert student.g() == "theirs"
+    student._begin("e1")
+    assert student.g() == "ours"
+    student._begin("e0")
+    assert student.f() == "theirs"
+
+
+def test_what_the_exercise_is_about_cannot_be_called_except_by_stand_ins(make: Make) -> None:
+    stand_in = "import torch\ndef f(x, original=torch.nn.functional.silu): return original(x)"
+    student = make(
+        "def f(x): return nn.functional.silu(x)", stand_ins={"e1": stand_in}, reserved=("torch.nn.functional.silu",)
+    )
+    with pytest.raises(RuntimeError, match="silu is what this exercise asks you to build"):
+        student.f(torch.ones(1))
+    student._begin("e1")
+    assert_close(student.f(torch.ones(1)), torch.nn.functional.silu(torch.ones(1)))
+
+
+def test_patching_the_library_changes_nothing_on_this_side(make: Make) -> None:
+    student = make(
+        "torch.allclose = torch.equal = lambda *a, **k: True\n"
+        "torch.Tensor.__eq__ = lambda *a: True\ndef f(): return torch.zeros(2)"
+    )
+    with pytest.raises(AssertionError, match="2 of 2 entries"):
+        assert_close(student.f(), torch.ones(2))
+    assert not torch.allclose(torch.zeros(1), torch.ones(1))
+
+
+def test_seeds_are_the_same_before_each_test(make: Make) -> None:
+    student = make(
+        "import random, numpy as np\ndef f(): return [torch.rand(1).item(), random.random(), float(np.random.rand())]"
+    )
+    first = student.f()
+    student._begin("e0")
+    assert student.f() == first
+
+
+MESSAGES: list[tuple[Any, torch.Tensor, str]] = [
+    (None, torch.zeros(2), "is a `return` missing"),
+    ([1.0], torch.zeros(1), "should be a tensor, but it is a list"),
+    (torch.zeros(3), torch.zeros(2), "should have shape (2,), but it has shape (3,)"),
+    (torch.zeros(2).double(), torch.zeros(2), "should be float32, but it is float64"),
+    (torch.tensor([0.0, float("nan")]), torch.zeros(2), "1 of 2 entries of the result are NaN"),
+    (torch.tensor([0.0, float("inf")]), torch.zeros(2), "are infinite"),
+    (torch.tensor([[0.0, 0.0], [0.0, 3.0]]), torch.zeros(2, 2), "off by up to 3, the largest at position (1, 1)"),
+    (torch.tensor([True, False]), torch.tensor([False, False]), "1 of 2 entries of the result are wrong"),
+]
+
+
+@pytest.mark.parametrize(("actual", "expected", "said"), MESSAGES)
+def test_a_failed_assertion_says_what_is_wrong(actual: Any, expected: torch.Tensor, said: str) -> None:
+    with pytest.raises(AssertionError) as failed:
+        assert_close(actual, expected)
+    assert said in str(failed.value)
+
+
+def test_a_failed_assertion_shows_no_expected_value() -> None:
+    with pytest.raises(AssertionError) as failed:
+        assert_close(torch.zeros(3), torch.tensor([0.0, 0.0, 0.123456]))
+    assert "0.123456" not in str(failed.value).replace("0.123 ", "")
+
+
+def test_infinities_that_are_meant_are_equal() -> None:
+    assert_close(torch.tensor([-float("inf"), 1.0]), torch.tensor([-float("inf"), 1.0]))
+    with pytest.raises(AssertionError):
+        assert_close(torch.tensor([0.0, 1.0]), torch.tensor([-float("inf"), 1.0]))
+
+
+def test_tensor_checks_the_shape_and_returns_it() -> None:
+    x = torch.zeros(2)
+    assert tensor(x, shape=(2,), dtype=torch.float32) is x
+
+
+def test_transcripts_are_equal_within_rounding_only() -> None:
+    x = torch.tensor([1.0, float("nan")])
+    assert same_transcript([x, {"a": [1.0]}], [x + 1e-8, {"a": [1.0 + 1e-9]}])
+    assert not same_transcript([x], [x + 1])
+    assert not same_transcript([x], [x, x])
+    assert not same_transcript([], [])
+
+
+def test_text_from_a_submission_loses_control_and_direction_characters() -> None:
+    assert clean("a\x1b[31mb\u202ec\x00\nd") == "a[31mbc\nd"
+    assert len(clean("x" * 5000)) < 1100
