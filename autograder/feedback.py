@@ -7,6 +7,7 @@ cleaned before it is printed and escaped by Jinja, and no page holds a script.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +96,15 @@ def section(result: ExerciseResult) -> Section:
 
 
 def plain(result: ExerciseResult) -> str:
-    """One exercise as text for nbgrader's pages, which print it as it is."""
-    return _told(result, clean)
+    """One exercise as text for nbgrader's pages, which print it as it is and break no line."""
+    return "".join(_wrapped(line) for line in _told(result, clean).splitlines(keepends=True))
+
+
+def _wrapped(line: str) -> str:
+    if len(line) <= 90:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(line, 90, subsequent_indent=indent) + "\n"
 
 
 def comment(result: ExerciseResult) -> str:

@@ -96,6 +96,8 @@ class Student:
         self._worker: Worker | None = None
         self._callables: dict[int, Callable[..., Any]] = {}
         self._exercise = ""
+        self._seconds = 0.0  # that workers before this one took
+        self._workers_lost = 0
         self._lost: dict[str, WorkerLost] = {}  # exercises whose tests lost a worker
         self._transcript: list[Any] = []  # what the code answered in this test: outputs and errors
         self._runs: dict[str, CellRun] = {}
@@ -151,6 +153,7 @@ class Student:
     def _running(self) -> Worker:
         """The worker, with all cells run. A cell that loses its worker is left out of the next one."""
         while self._worker is None:
+            self._afford()
             worker = self._jail.worker()
             worker.callbacks = self._answer_callback
             try:
@@ -167,11 +170,25 @@ class Student:
                     self._runs[cell] = CellRun(cell, exercise, clean(ran.error), clean(ran.output))
                 self._worker = worker
             except WorkerLost:
+                self._count(worker)
                 if all(run.error.startswith(_LOST) for run in self._runs.values()):
                     raise
         return self._worker
 
+    def _count(self, worker: Worker) -> None:
+        self._seconds += worker.seconds
+        self._workers_lost += 1
+
+    def _afford(self) -> None:
+        """A submission that keeps losing workers ends, and so does one that is slow everywhere."""
+        limits = self._jail.limits
+        if self._workers_lost > limits.lost_workers:
+            raise WorkerLost(Outcome.TIMED_OUT, f"its code had to be stopped {self._workers_lost} times")
+        if self._seconds + (self._worker.seconds if self._worker else 0) > limits.total_seconds:
+            raise WorkerLost(Outcome.TIMED_OUT, f"the whole notebook took more than {limits.total_seconds:g} seconds")
+
     def _number(self) -> int:
+        self._afford()
         return self._running().number()
 
     def _ask(self, request: Any) -> Any:
@@ -179,6 +196,7 @@ class Student:
         try:
             reply = worker.ask(request)
         except WorkerLost as lost:
+            self._count(worker)
             self._worker = None
             self._lost[self._exercise] = lost
             raise

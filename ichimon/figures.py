@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which survives colour-blindness; its yellow is left out because it vanishes on a light card.
@@ -89,16 +90,30 @@ def estimates(
 
 def weights(ax: Axes, matrix: Any, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> None:
     """An attention map: one row a query, one column a key, darker where more is taken. Every row sums to 1."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    shades = LinearSegmentedColormap.from_list("weights", [CARD, SKY, BLUE, "#00304D"])  # 0 is the card itself
-    ax.imshow(matrix, cmap=shades, vmin=0, vmax=1, aspect="auto")
+    ax.imshow(matrix, cmap=_shades(), vmin=0, vmax=1, aspect="auto")
     ax.grid(False)
     ax.tick_params(length=0)
     if len(rows):
         ax.set_yticks(range(len(rows)), rows)
     if len(columns):
         ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+
+
+def words(ax: Axes, tokens: Sequence[str], shares: Sequence[float], *, a_line: int = 8) -> None:
+    """A sentence as tiles, to be read line by line: the darker a word, the larger its share of the attention."""
+    shade = _shades()
+    for i, (token, share) in enumerate(zip(tokens, shares, strict=True)):
+        x, y = i % a_line, -(i // a_line)
+        ax.fill([x, x + 0.96, x + 0.96, x], [y, y, y + 0.9, y + 0.9], color=shade(share), linewidth=0)
+        ax.text(x + 0.48, y + 0.45, token, ha="center", va="center", color=CARD if share > 0.4 else INK)
+    ax.set(xlim=(0, a_line), ylim=(-((len(tokens) - 1) // a_line) - 0.05, 1))
+    ax.axis("off")
+
+
+def _shades() -> Colormap:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("shares", ["#F0EAE0", SKY, BLUE, "#00304D"])
 
 
 def percent(axis: Axis) -> None:

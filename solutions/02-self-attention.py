@@ -96,6 +96,7 @@ try:
     ax.set_xticks(range(len(words)), words)
     ax.set_yticks(range(len(words)), words)
     ax.set(xlabel="may be seen", ylabel="looks", title="Every word sees itself and the past")
+    fig.tight_layout()
     plt.show()
 except NotImplementedError:
     plt.close()
@@ -188,7 +189,7 @@ try:
             ax.plot(degrees, weights[:, i], style, color=color, label=f"key at {key_degrees[i]:.0f}°")
         ax.set(title=f"query of length {length}", xlabel="direction of the query (°)", xticks=range(0, 361, 90))
     axes[0].set(ylabel="weight", ylim=(-0.03, 1.03))
-    axes[1].legend(fontsize=8, loc="center right")
+    axes[0].legend(fontsize=8, loc="upper center", ncols=2)
     fig.suptitle("Attention is a soft look-up: the nearest key weighs most")
     fig.tight_layout()
     plt.show()
@@ -423,9 +424,9 @@ try:
     fig.suptitle("With a causal mask nobody notices a change in the future")
     fig.tight_layout()
     plt.show()
-except NotImplementedError as unfinished:
+except NotImplementedError:
     plt.close()
-    print(f"Not everything is written yet ({unfinished}). Finish it, then run this cell again.")
+    print("Finish all five parts first, then run this cell again.")
 
 # %% [markdown]
 # ## What attention is for
@@ -498,11 +499,11 @@ try:
     ax.plot(range(0, steps + 1, 10), curve, color="#0072B2", label="may attend to all")
     ax.plot(range(0, steps + 1, 10), twin, "--", color="#D55E00", label="may attend only to itself")
     ax.set(xlabel="training step", ylabel="accuracy on fresh examples", ylim=(0, 1.03), title="Recall needs attention")
-    ax.legend()
+    ax.legend(loc="center right")
     fig.tight_layout()
     plt.show()
-except NotImplementedError as unfinished:
-    print(f"Not everything is written yet ({unfinished}). Finish it, then run this cell again.")
+except NotImplementedError:
+    print("Finish all five parts first, then run this cell again.")
 
 # %% [markdown]
 # Where did it look? With the identity as values your `attention` returns its weights. The last row is the question.

@@ -115,6 +115,12 @@ def test_what_all_failing_tests_share_is_said_once() -> None:
         assert text.count("NameError") == 1
 
 
+def test_plain_text_breaks_its_own_lines() -> None:
+    lines = plain(mask(hidden("a", Outcome.FAILED, message="one word after another " * 20))).splitlines()
+    assert max(map(len, lines)) <= 90
+    assert sum(line.count("word") for line in lines) == 20
+
+
 def test_what_a_student_had_a_say_in_stays_text_in_a_comment() -> None:
     said = comment(mask(hidden("a", Outcome.RAISED, message="`<b>x</b>`\n[x](y) __init__")))
     assert "`'<b>x</b>' [x](y) __init__`" in said

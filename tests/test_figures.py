@@ -38,6 +38,13 @@ def test_an_attention_map_names_its_rows_and_columns() -> None:
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
 
 
+def test_a_sentence_is_tiled_line_by_line() -> None:
+    _, ax = figures.new("A sentence")
+    figures.words(ax, ["the", "cat", "sat"], [0.1, 0.9, 0.0], a_line=2)
+    assert [text.get_text() for text in ax.texts] == ["the", "cat", "sat"]
+    assert [text.get_position()[0] for text in ax.texts] == [0.48, 1.48, 0.48]
+
+
 @pytest.mark.parametrize("colour", [*figures.PALETTE, figures.INK, figures.MUTED])
 def test_every_colour_stands_out_from_the_card(colour: str) -> None:
     def luminance(name: str) -> float:

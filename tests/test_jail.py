@@ -94,7 +94,18 @@ def test_a_worker_that_takes_too_much_is_lost(worker: Worker, attack: str) -> No
         run(worker, "1")  # garbage is noticed with the next answer
     assert lost.value.outcome is outcome
     assert time.monotonic() - started < 20
-    assert worker.pidfd == -1, "the worker is still there"
+    assert not worker.alive, "the worker is still there"
+
+
+def test_memory_is_watched_between_requests_too(worker: Worker) -> None:
+    run(
+        worker,
+        "import os, time\nfor i in range(4):\n  if os.fork() == 0:\n    x = b'x' * (90 << 20)\n    time.sleep(99)",
+    )
+    time.sleep(1.5)
+    with pytest.raises(WorkerLost) as lost:
+        run(worker, "1")
+    assert lost.value.outcome is Outcome.OUT_OF_MEMORY
 
 
 REFUSED = {
@@ -116,6 +127,10 @@ REFUSED = {
     "deep recursion": ("def f(): f()\nf()", "RecursionError"),
     "an open socket": ("import socket; socket.create_connection(('127.0.0.1', 80))", "PermissionError"),
     "another program": ("import subprocess; subprocess.run(['/bin/ls'])", "PermissionError"),
+    "a lock that others could see": (
+        "import fcntl; fcntl.flock(open('/sandbox/wire.py'), fcntl.LOCK_SH)",
+        "PermissionError",
+    ),
     "another mount": (
         "import ctypes\nif ctypes.CDLL(None).mount(b'x', b'/student', b'tmpfs', 0, None): raise PermissionError",
         "PermissionError",

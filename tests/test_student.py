@@ -18,7 +18,7 @@ Make = Callable[..., Student]
 
 @pytest.fixture(scope="module")
 def jail() -> Iterator[Jail]:
-    with Jail(Limits(cpu_seconds=1, wall_seconds=5)) as started:
+    with Jail(Limits(cpu_seconds=1, wall_seconds=5, lost_workers=3)) as started:
         yield started
 
 
@@ -141,6 +141,22 @@ def test_a_hanging_cell_is_left_out_and_the_others_run(make: Make) -> None:
     assert "timed out" in student._cell_runs()[1].error
     student._begin("e1")
     assert student.g() == 1
+
+
+def test_a_submission_that_keeps_losing_workers_ends(make: Make) -> None:
+    student = make()
+    student._cells += [(f"loop {i}", "", "while True: pass") for i in range(6)]
+    student._close()
+    with pytest.raises(WorkerLost, match="had to be stopped 4 times") as lost:
+        student._cell_runs()
+    assert lost.value.outcome is Outcome.TIMED_OUT
+
+
+def test_endless_callbacks_end(make: Make) -> None:
+    student = make("def f(g):\n  while True: g()")
+    with pytest.raises(WorkerLost) as lost:
+        student.f(lambda: None)
+    assert lost.value.outcome is Outcome.TIMED_OUT
 
 
 def test_stand_ins_replace_other_exercises_for_one_exercise_only(make: Make) -> None:

@@ -166,28 +166,22 @@ def test_frames_arrive_whole_however_they_are_cut(ends: tuple[wire.Channel, sock
     data = wire.frame(wire.Answer(1, "x" * 50)) + wire.frame(wire.Answer(2, "y"))
     for byte in data:
         theirs.sendall(bytes([byte]))
-    assert [wire.read_reply(channel.receive(1)).n for _ in range(2)] == [1, 2]
+    assert [wire.read_reply(channel.receive()).n for _ in range(2)] == [1, 2]
 
 
 def test_a_frame_larger_than_the_limit_is_refused_before_it_is_read(ends: tuple[wire.Channel, socket.socket]) -> None:
     channel, theirs = ends
     theirs.sendall(struct.pack("<I", wire.MAX_FRAME + 1))
     with pytest.raises(wire.WireError, match="larger"):
-        channel.receive(1)
+        channel.receive()
 
 
-def test_the_one_who_waits_can_give_up(ends: tuple[wire.Channel, socket.socket]) -> None:
+def test_a_closed_channel_is_an_end_and_not_a_frame(ends: tuple[wire.Channel, socket.socket]) -> None:
     channel, theirs = ends
-    theirs.sendall(b"\x10")
-
-    class GiveUp(Exception):
-        pass
-
-    def enough() -> None:
-        raise GiveUp
-
-    with pytest.raises(GiveUp):
-        channel.receive(0.01, enough)
+    theirs.sendall(b"\x10\x00\x00\x00abc")
+    theirs.close()
+    with pytest.raises(EOFError):
+        channel.receive()
 
 
 def test_every_message_survives_the_trip() -> None:

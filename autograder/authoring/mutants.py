@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 COMPARISONS: Mapping[type, tuple[type, ...]] = {
@@ -44,9 +45,9 @@ OPERATORS: Mapping[type, type] = {
 }
 ORDERED = (ast.Sub, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.MatMult)  # a ∘ b is not b ∘ a
 PAIRS = (
-    "tril triu|max min|amax amin|argmax argmin|maximum minimum|ones zeros|ones_like zeros_like|sum mean|any all|sin cos|"
-    "exp expm1|log log1p|sqrt rsqrt|softmax log_softmax|sigmoid tanh|relu gelu|silu gelu|var std|floor ceil|cat stack|"
-    "cumsum cumprod|repeat repeat_interleave|rand randn|logical_and logical_or|bool float|float32 bfloat16"
+    "tril triu|max min|amax amin|argmax argmin|maximum minimum|ones zeros|ones_like zeros_like|sum mean|any all|"
+    "sin cos|exp expm1|log log1p|sqrt rsqrt|softmax log_softmax|sigmoid tanh|relu gelu|silu gelu|var std|floor ceil|"
+    "cat stack|cumsum cumprod|repeat repeat_interleave|rand randn|logical_and logical_or|bool float|float32 bfloat16"
 )
 RENAMED = {a: b for pair in PAIRS.split("|") for one, other in [pair.split()] for a, b in ((one, other), (other, one))}
 IN_PLACE = {"add", "sub", "mul", "div", "masked_fill", "clamp", "exp", "tril", "triu", "scatter", "index_add"}
@@ -58,7 +59,7 @@ MODULES = {"torch", "F", "nn", "math", "np"}
 
 @dataclass(frozen=True)
 class Mutant:
-    """A cell with one change. `before` and `after` are the lines that differ, without comments, as ast.unparse writes them."""
+    """A cell with one change. `before` and `after` are the lines that differ, as ast.unparse writes them."""
 
     line: int  # of the original cell
     before: str
@@ -120,10 +121,8 @@ def _places(
                 continue
             line = getattr(child, "lineno", line)
             if any(first <= line and getattr(child, "end_lineno", line) <= last for first, last in regions):
-                if isinstance(value, list):
-                    yield child, line, lambda new, i=i, children=children: children.__setitem__(i, new)
-                else:
-                    yield child, line, lambda new, field=field: setattr(node, field, new)
+                put = partial(value.__setitem__, i) if isinstance(value, list) else partial(setattr, node, field)
+                yield child, line, put
             if not isinstance(child, ast.Raise):
                 yield from _places(child, line, regions)
 

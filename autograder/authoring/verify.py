@@ -4,7 +4,7 @@
 2. the reference gets full marks, and so does each right answer in alternatives/;
 3. each wrong answer in mistakes/ fails the tests that it names, by an assertion, is told so by its own sentence,
    and costs no other exercise a point;
-4. at least 95 % of the mutants of the reference are caught; those in equivalents/ change nothing that a test should see.
+4. at least 95 % of the mutants of the reference are caught; those in equivalents/ change nothing that tests should see.
 
 What was judged before and has not changed since is read from _build/cache/verify.
 """
@@ -19,7 +19,6 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -145,7 +144,7 @@ def load(name: str) -> Chapter:
 
 
 def equivalents(name: str) -> tuple[Equivalent, ...]:
-    """The mutants of a chapter that change nothing a test should see. Raises ValueError with the file and what is wrong in it."""
+    """The mutants of a chapter that change nothing a test should see. Raises ValueError for a file that is no such list."""
     path = EQUIVALENTS / f"{name}.toml"
     if not path.exists():
         return ()
@@ -214,7 +213,7 @@ def _test_problems(tests: Sequence[HiddenTest], source: str, exercises: Sequence
             yield f"{test.name} needs a docstring of one line: the hint that a student reads when it fails."
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Assert) and node.msg is None:
-            yield f"The assert in line {node.lineno} of the hidden tests has no message: say what a student should know."
+            yield f"The assert in line {node.lineno} of the hidden tests has no message: say what is wrong."
 
 
 def _mistake_problems(
@@ -362,7 +361,8 @@ def judge(chapter: Chapter, judged: Sequence[tuple[Case, Report]]) -> Verdict:
                     row.equivalent += 1
                     if caught:
                         problems.append(
-                            f"{_named(case)} is listed as equivalent, and {caught.name} catches it: take it off the list, or mend the test."
+                            f"{_named(case)} is listed as equivalent, and {caught.name} catches it: "
+                            "take it off the list, or mend the test."
                         )
                     continue
                 row.mutants += 1
@@ -373,8 +373,8 @@ def judge(chapter: Chapter, judged: Sequence[tuple[Case, Report]]) -> Verdict:
     for row in rows.values():
         if row.caught < MIN_CAUGHT * row.mutants:
             problems.append(
-                f"{row.exercise}: {row.mutants - row.caught} of {row.mutants} mutants pass all tests. Write a test that catches them, "
-                f"or list each in equivalents/{chapter.assignment.name}.toml with the reason why none should."
+                f"{row.exercise}: {row.mutants - row.caught} of {row.mutants} mutants pass all tests. Write a test that "
+                f"catches them, or list each in equivalents/{chapter.assignment.name}.toml with the reason why none should."
             )
     for gone in unmatched.values():
         problems.append(
@@ -394,13 +394,19 @@ def _caught(report: Report) -> TestResult | None:
 def _crashes(case: Case, report: Report) -> Iterator[str]:
     for test in _tests(report):
         if test.outcome is Outcome.CRASHED:
-            yield f"{_named(case)} makes {test.name} itself raise {test.message}: no answer should, so check its type and shape first."
+            yield (
+                f"{_named(case)} makes {test.name} itself raise {test.message}: no answer should, "
+                "so let it check type and shape first."
+            )
 
 
 def _starter_problems(report: Report) -> Iterator[str]:
     for test in _tests(report):
         if test.outcome is not Outcome.UNFINISHED:
-            yield f"The starter: {_ending(test)}, and should be “{Outcome.UNFINISHED}”: has the test called the student's code at all?"
+            yield (
+                f"The starter: {_ending(test)}, and should be “{Outcome.UNFINISHED}”: "
+                "does the test call the student's code first?"
+            )
 
 
 def _right_answer_problems(case: Case, report: Report) -> Iterator[str]:
@@ -419,7 +425,10 @@ def _wrong_answer_problems(mistake: Variant, report: Report) -> Iterator[str]:
     told = {test.mistake for test in own if test.mistake}
     if mistake.says not in told:
         instead = f"is told “{min(told)}” instead of its own sentence" if told else "is never told its sentence"
-        yield f"{label} {instead}: it answers every test that catches it as another mistake does; name a test that tells them apart."
+        yield (
+            f"{label} {instead}: in each test that catches it, it answers as another mistake does. "
+            "Name a test that tells them apart, or merge the two."
+        )
     for result in report.exercises:
         if result.exercise != mistake.exercise:
             for test in result.tests:

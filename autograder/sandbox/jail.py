@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,7 @@ COURSE = HERE.parents[
 UNPRIVILEGED_UID = 65533  # what root becomes; nothing on the machine belongs to it
 SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
-TICK = 0.1  # seconds between two looks at a busy worker
+TICK = 0.1  # seconds between two looks at a worker
 
 
 class JailError(Exception):
@@ -58,7 +59,8 @@ class Limits(msgspec.Struct, frozen=True):
 
     cpu_seconds: float = 5.0  # so that a busy machine changes no verdict ...
     wall_seconds: float = 20.0  # ... and a sleeping worker ends too
-    total_cpu_seconds: int = 120
+    total_seconds: float = 600.0  # all requests of one submission together, over all its workers
+    lost_workers: int = 8  # how often a submission gets a fresh worker
     memory: int = 1 << 30  # bytes, all processes of the worker together, beyond what it shares with the zygote
     disk: int = 32 << 20  # bytes in each of its folders, which live in memory
     files: int = 64
@@ -117,13 +119,18 @@ def command(limits: Limits, environment: dict[str, str]) -> list[str]:
     for inside, outside in _paths().items():
         args += ["--ro-bind", str(outside), inside]
     if os.path.isdir("/usr/share/fonts"):
-        args += ["--tmpfs", "/usr/share/fonts"]  # matplotlib brings its own; looking through these takes seconds
+        args += [
+            "--tmpfs",
+            "/usr/share/fonts",
+            "--remount-ro",
+            "/usr/share/fonts",
+        ]  # matplotlib brings its own; looking through these takes seconds
     args += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     args += ["--tmpfs", "/student", "--dir", "/dev/shm", "--remount-ro", "/"]  # each worker mounts its own over these
     for name, value in environment.items():
         args += ["--setenv", name, value]
     inner = {
-        "cpu": limits.total_cpu_seconds,
+        "cpu": int(limits.total_seconds),
         "address_space": 2 * limits.memory,
         "disk": limits.disk,
         "files": limits.files,
@@ -155,15 +162,22 @@ ENVIRONMENT = {
 
 
 class Worker:
-    """The grader's end of one worker."""
+    """The grader's end of one worker. A thread watches it all the while, also between requests."""
 
     def __init__(self, sock: socket.socket, pidfd: int, limits: Limits) -> None:
+        sock.settimeout(None)
         self.channel = wire.Channel(sock)
-        self.pidfd = pidfd
         self.pid = _pid_of(pidfd)
         self.limits = limits
         self.callbacks: Callable[[wire.CallbackCall], wire.CallbackResult] | None = None
+        self.seconds = 0.0  # spent on all requests so far
+        self._pidfd = pidfd
         self._n = 0
+        self._lock = threading.Lock()
+        self._started: tuple[float, float] | None = None  # when the current request began, and the CPU time until then
+        self._lost: WorkerLost | None = None
+        self._gone = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def number(self) -> int:
         self._n += 1
@@ -171,61 +185,89 @@ class Worker:
 
     def ask(self, request: Any) -> Any:
         """Send a request, answer callbacks, return its reply. Raises WorkerLost; then the worker is gone."""
+        started = time.monotonic()
+        self._started = (started, self._cpu_seconds())
         try:
-            watch = _Watch(self.pid, self.limits)
-            self.channel.send(request)
-            while True:
-                reply = wire.read_reply(self.channel.receive(TICK, watch))
-                match reply:
-                    case wire.CallbackCall() if self.callbacks:
-                        self.channel.send(self.callbacks(reply))
-                    case wire.Exited(number):
-                        raise WorkerLost(*_ending(number))
-                    case wire.Ran(n=n) | wire.Answer(n=n) | wire.Raised(n=n) if n == request.n:
-                        return reply
-                    case _:
-                        raise WorkerLost(Outcome.DIED, "the code answered a question that was not asked")
-        except WorkerLost:
+            return self._reply(request)
+        except WorkerLost as lost:
             self.kill()
-            raise
+            raise (self._lost or lost) from None
         except wire.WireError as error:
             self.kill()
             raise WorkerLost(Outcome.DIED, f"the answer could not cross: {error}") from None
         except (EOFError, OSError):
             self.kill()
-            raise WorkerLost(Outcome.DIED, "the process that ran the code ended without an answer") from None
+            raise self._lost or WorkerLost(*_ending(0)) from None
+        finally:
+            self._started = None
+            self.seconds += time.monotonic() - started
+
+    def _reply(self, request: Any) -> Any:
+        self.channel.send(request)
+        while True:
+            reply = wire.read_reply(self.channel.receive())
+            match reply:
+                case wire.CallbackCall() if self.callbacks:
+                    self.channel.send(self.callbacks(reply))
+                case wire.Exited(number):
+                    raise WorkerLost(*_ending(number))
+                case wire.Ran(n=n) | wire.Answer(n=n) | wire.Raised(n=n) if n == request.n:
+                    return reply
+                case _:
+                    raise WorkerLost(Outcome.DIED, "the code answered a question that was not asked")
 
     def kill(self) -> None:
         """Kill everything the worker started; harmless when it is already gone."""
-        if self.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            os.close(self.pidfd)
-            self.pidfd = -1
-            self.channel.sock.close()
+        self._gone.set()
+        with self._lock:
+            if self._pidfd >= 0:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                os.close(self._pidfd)
+                self._pidfd = -1
+                self.channel.sock.close()
 
+    @property
+    def alive(self) -> bool:
+        return self._pidfd >= 0
 
-class _Watch:
-    """Called while a worker is busy: raises WorkerLost when it has taken too much."""
+    def _watch(self) -> None:
+        """Kill the worker when it has taken too much. Whoever waits for it then finds its end of the socket closed."""
+        while not self._gone.wait(TICK):
+            lost = self._excess()
+            if lost:
+                self._lost = lost
+                with self._lock:
+                    if self._pidfd >= 0:
+                        with contextlib.suppress(ProcessLookupError):
+                            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                return
 
-    def __init__(self, pid: int, limits: Limits) -> None:
-        self.pid, self.limits = pid, limits
-        self.started = time.monotonic()
-        self.cpu_at_start = sum(_cpu_seconds(pid) for pid in _processes(pid))
-
-    def __call__(self) -> None:
+    def _excess(self) -> WorkerLost | None:
+        limits, started = self.limits, self._started
         processes = _processes(self.pid)
-        if sum(_memory(pid) for pid in processes) > self.limits.memory:
-            raise WorkerLost(Outcome.OUT_OF_MEMORY, f"it took more than {self.limits.memory >> 20:,} MB of memory")
-        if sum(_cpu_seconds(pid) for pid in processes) - self.cpu_at_start > self.limits.cpu_seconds:
-            raise WorkerLost(Outcome.TIMED_OUT, f"it was still computing after {self.limits.cpu_seconds:g} seconds")
-        if time.monotonic() - self.started > self.limits.wall_seconds:
-            raise WorkerLost(Outcome.TIMED_OUT, f"it had not answered after {self.limits.wall_seconds:g} seconds")
+        resident = sum(_resident(pid) for pid in processes)
+        if resident > limits.memory and sum(_memory(pid) for pid in processes) > limits.memory:
+            return WorkerLost(Outcome.OUT_OF_MEMORY, f"it took more than {limits.memory >> 20:,} MB of memory")
+        if started is None:
+            return None
+        wall, cpu = started
+        if sum(_cpu_seconds(pid) for pid in processes) - cpu > limits.cpu_seconds:
+            return WorkerLost(Outcome.TIMED_OUT, f"it was still computing after {limits.cpu_seconds:g} seconds")
+        if time.monotonic() - wall > limits.wall_seconds:
+            return WorkerLost(Outcome.TIMED_OUT, f"it had not answered after {limits.wall_seconds:g} seconds")
+        return None
+
+    def _cpu_seconds(self) -> float:
+        return sum(_cpu_seconds(pid) for pid in _processes(self.pid))
 
 
 def _ending(number: int) -> tuple[Outcome, str]:
-    if number == signal.SIGXCPU:
-        return Outcome.TIMED_OUT, "it used up all the computing time of a submission"
+    if number == signal.SIGKILL:
+        return (
+            Outcome.DIED,
+            "the process that ran the code was killed: it had used up its computing time, or memory ran out",
+        )
     if number == signal.SIGSEGV:
         return Outcome.DIED, "the process that ran the code crashed (segmentation fault)"
     return Outcome.DIED, "the process that ran the code ended without an answer"
@@ -253,6 +295,13 @@ def _cpu_seconds(pid: int) -> float:
         fields = file.read().rpartition(")")[2].split()
         return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
     return 0.0
+
+
+def _resident(pid: int) -> int:
+    """Bytes in memory, shared ones counted in full: cheap to read, and an upper bound for _memory."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def _memory(pid: int) -> int:

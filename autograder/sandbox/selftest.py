@@ -32,6 +32,12 @@ PROBES = {
         import os
         print(next((said for place in ("/", "/dev", "/usr", "/sandbox", "/etc")
                     if (said := refused(lambda: open(place + "/x", "w"))) != "ok"), "ok"))""",
+    "what can be written is its own": """
+        mounts = {line.split()[4]: line.split()[5].split(",") for line in open("/proc/self/mountinfo")}  # the topmost
+        ours = ("/proc", "/student", "/dev/shm")
+        devices = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
+        print(next((place + " is writable" for place, flags in mounts.items()
+                    if "rw" in flags and place not in ours + devices), "ok"))""",
     "no network": """
         import socket
         print(next((said for kind in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, socket.AF_NETLINK)

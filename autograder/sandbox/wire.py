@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import socket
 import struct
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal, Union
@@ -34,6 +33,8 @@ DTYPES: dict[str, torch.dtype] = {
     )
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+KINDS: dict[type, Literal["list", "tuple", "set", "frozenset"]]
+KINDS = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
 NUMPY_DTYPES = frozenset("?bBhHiIlLqQefdFD")
 
 
@@ -228,7 +229,7 @@ def read_reply(body: bytes) -> Reply:
 
 
 class Channel:
-    """Frames over a stream socket, with a deadline on the side that waits."""
+    """Frames over a stream socket. Who waits too long is the watchdog's business (jail.py)."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -237,13 +238,8 @@ class Channel:
     def send(self, message: Request | Reply) -> None:
         self.sock.sendall(frame(message))
 
-    def receive(self, tick: float | None = None, on_tick: Callable[[], None] | None = None) -> bytes:
-        """The next frame's body. While none is complete, `on_tick` is called every `tick` seconds (it may raise).
-
-        Raises EOFError when the other side is gone, WireError for a frame larger than MAX_FRAME.
-        """
-        self.sock.settimeout(tick)
-        next_tick = time.monotonic() + tick if tick else math.inf
+    def receive(self) -> bytes:
+        """The next frame's body. Raises EOFError when the other side is gone, WireError for too large a frame."""
         while True:
             if len(self._buffer) >= 4:
                 (size,) = struct.unpack_from("<I", self._buffer)
@@ -253,17 +249,10 @@ class Channel:
                     body = bytes(self._buffer[4 : 4 + size])
                     del self._buffer[: 4 + size]
                     return body
-            try:
-                chunk = self.sock.recv(1 << 18)
-            except TimeoutError:
-                chunk = None
-            if chunk == b"":
+            chunk = self.sock.recv(1 << 18)
+            if not chunk:
                 raise EOFError
-            if chunk:
-                self._buffer += chunk
-            if time.monotonic() >= next_tick and on_tick and tick:
-                on_tick()
-                next_tick = time.monotonic() + tick
+            self._buffer += chunk
 
 
 # -- between Python objects and values ------------------------------------------------------------------------------
@@ -298,8 +287,8 @@ def encode(
     def inner(item: Any) -> Value:
         return encode(item, opaque, tensors, depth + 1)
 
-    if kind in (list, tuple, set, frozenset):
-        return Sequence(kind.__name__, [inner(item) for item in obj])
+    if kind in KINDS:
+        return Sequence(KINDS[kind], [inner(item) for item in obj])
     if kind is torch.Size:
         return Sequence("tuple", list(obj))
     if kind in (dict, OrderedDict):
@@ -335,7 +324,7 @@ def decode(value: Value, resolve: Callable[[Handle | Callback], Any], depth: int
         case Handle() | Callback():
             return resolve(value)
         case Sequence(kind, items):
-            make = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind]
+            make: Any = next(make for make, name in KINDS.items() if name == kind)
             try:
                 return make([decode(item, resolve, depth + 1) for item in items])
             except TypeError:

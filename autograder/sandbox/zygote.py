@@ -19,15 +19,15 @@ import sys
 from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWIPC = 0x00020000, 0x10000000, 0x20000000, 0x08000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 16384, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 16384, 1 << 18
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
 
 # Refused with EPERM. What is left: files in the worker's own folders, memory, threads, forks and pipes, within limits.
 REFUSED = """
 socket socketpair connect bind listen accept accept4 sendmsg sendmmsg recvmsg recvmmsg
 execve execveat ptrace process_vm_readv process_vm_writev process_madvise kcmp pidfd_open pidfd_getfd pidfd_send_signal
-mount umount2 pivot_root chroot move_mount open_tree open_tree_attr fsopen fsconfig fsmount fspick mount_setattr
-statmount listmount unshare setns
+mount umount2 pivot_root chroot move_mount open_tree fsopen fsconfig fsmount fspick mount_setattr
+unshare setns
 setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid capset personality
 io_uring_setup io_uring_enter io_uring_register bpf perf_event_open userfaultfd keyctl add_key request_key
 init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff acct syslog quotactl quotactl_fd
@@ -36,9 +36,21 @@ lookup_dcookie nfsservctl vhangup
 shmget shmat shmctl shmdt msgget msgsnd msgrcv msgctl semget semop semctl semtimedop mq_open mq_unlink
 memfd_create memfd_secret
 settimeofday clock_settime clock_adjtime adjtimex sethostname setdomainname iopl ioperm modify_ldt
+io_setup sync syncfs mincore process_mrelease flock
 mbind migrate_pages move_pages set_mempolicy set_mempolicy_home_node mlock mlock2 mlockall landlock_create_ruleset
-""".split()  # noqa: SIM905 (read as a text) · sendto and recvfrom stay: the worker's own channel needs them, and no other
-# socket is to be had
+""".split()  # noqa: SIM905 (read as a text)
+# sendto and recvfrom stay: the worker's own channel needs them, and no other socket is to be had.
+
+# Newer than some libseccomp that knows no name for them; their numbers are the same on every architecture.
+REFUSED_NUMBERS = {"cachestat": 451, "statmount": 457, "listmount": 458, "open_tree_attr": 467}
+REFUSED_FCNTL = {
+    "F_SETLK": 6,
+    "F_SETLKW": 7,
+    "F_OFD_SETLK": 37,
+    "F_OFD_SETLKW": 38,
+    "F_SETLEASE": 1024,
+    "F_NOTIFY": 1026,
+}
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -63,6 +75,10 @@ def make_filter() -> Any:
             refused.add_rule(pyseccomp.ERRNO(errno.EPERM), name)
         except (RuntimeError, OSError, ValueError):
             continue  # this kernel or libseccomp has no such call
+    for number in REFUSED_NUMBERS.values():
+        refused.add_rule(pyseccomp.ERRNO(errno.EPERM), number)
+    for command in REFUSED_FCNTL.values():  # locks and leases on shared files would be seen by other submissions
+        refused.add_rule(pyseccomp.ERRNO(errno.EPERM), "fcntl", pyseccomp.Arg(1, pyseccomp.EQ, command))
     # clone3 passes its flags in memory, where a filter cannot look: libc falls back to clone, whose flags it can
     refused.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
     for flag in (CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWIPC, 0x02000000, 0x04000000, 0x40000000):
@@ -85,6 +101,7 @@ def confine(channel: socket.socket, limits: dict[str, int], syscalls: Any) -> No
     """Called in process 1 of the new namespaces, before any of the student's code. Each line closes one way out."""
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    mount("tmpfs", "/dev/pts", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "size=4k")  # terminals: writable, and shared
     for folder in ("/student", "/dev/shm"):
         mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, f"size={limits['disk']},nr_inodes=1024,mode=0700")
     os.chdir("/student")
@@ -101,6 +118,9 @@ def confine(channel: socket.socket, limits: dict[str, int], syscalls: Any) -> No
         (resource.RLIMIT_NOFILE, limits["files"]),
         (resource.RLIMIT_NPROC, limits["processes"]),
         (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NICE, 0),
+        (resource.RLIMIT_RTPRIO, 0),
+        (resource.RLIMIT_SIGPENDING, 64),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
     ):

@@ -195,12 +195,10 @@ def test_a_row_that_may_attend_to_nothing_gives_zeros(student: Student) -> None:
 @pytest.mark.exercise("attention", weight=2)
 def test_gradients_reach_queries_keys_and_values(student: Student) -> None:
     """The gradients of q, k and v are those of the formula: nothing on the way is detached."""
-    data = {"q": normal(2, 5, 4, seed=1), "k": normal(2, 6, 4, seed=2), "v": normal(2, 6, 3, seed=3)}
+    q, k, v = (normal(2, *shape, seed=1).requires_grad_() for shape in ((5, 4), (6, 4), (6, 3)))
     mask, upstream = some_mask(2, 5, 6, seed=4), normal(2, 5, 3, seed=5)
-    mine = {name: value.clone().requires_grad_() for name, value in data.items()}
-    theirs = {name: value.clone().requires_grad_() for name, value in data.items()}
-    expected = gradients(functional.scaled_dot_product_attention(*mine.values(), attn_mask=mask), upstream, **mine)
-    for name, grad in gradients(student.attention(*theirs.values(), mask), upstream, **theirs).items():
+    expected = gradients(functional.scaled_dot_product_attention(q, k, v, attn_mask=mask), upstream, q=q, k=k, v=v)
+    for name, grad in gradients(student.attention(q, k, v, mask), upstream, q=q, k=k, v=v).items():
         assert_close(grad, expected[name], name=f"the gradient of {name}")
 
 
@@ -231,7 +229,7 @@ def test_large_scores_do_not_overflow(student: Student) -> None:
 
 @pytest.mark.exercise("attention")
 def test_without_a_mask_every_query_sees_every_key(student: Student) -> None:
-    """mask=None hides nothing, and the order of the keys means nothing: shuffled with their values they give the same."""
+    """mask=None hides nothing, and shuffling keys and values together changes nothing."""
     q, k, v = normal(2, 6, 4, seed=1), normal(2, 6, 4, seed=2), normal(2, 6, 3, seed=3)
     shuffled = torch.tensor([3, 5, 0, 1, 4, 2])
     with torch.no_grad():
@@ -550,20 +548,12 @@ def test_sequences_of_a_batch_do_not_meet(student: Student) -> None:
 @pytest.mark.exercise("MultiHeadAttention", weight=2)
 def test_gradients_reach_x_and_all_four_weights(student: Student) -> None:
     """Everything learns: the gradients of x and of the four weights are those of nn.MultiheadAttention."""
-    weights, upstream = random_weights(12, seed=1), normal(2, 5, 12, seed=3)
-    mask = some_mask(5, 5, seed=4)
-    x, x2 = normal(2, 5, 12, seed=2).requires_grad_(), normal(2, 5, 12, seed=2).requires_grad_()
-    theirs, layer = oracle(3, weights), loaded(student, 3, weights)
-    pytorchs(theirs, x, mask).backward(upstream)
-    out = tensor(layer(x2, mask), shape=x.shape, dtype=x.dtype)
-    assert out.requires_grad, "No gradient flows through the result: something on the way was detached or rebuilt."
-    out.backward(upstream)
-    found = {"x": x2.grad, **student.grads(layer)}
-    expected = {
-        "x": x.grad,
-        **dict(zip(NAMES, (*theirs.in_proj_weight.grad.chunk(3), theirs.out_proj.weight.grad), strict=True)),
-    }
-    for name, value in expected.items():
+    weights, mask, upstream = random_weights(12, seed=1), some_mask(5, 5, seed=4), normal(2, 5, 12, seed=3)
+    x = normal(2, 5, 12, seed=2).requires_grad_()
+    layer, theirs = loaded(student, 3, weights), oracle(3, weights)
+    expected = gradients(pytorchs(theirs, x, mask), upstream, x=x, qkv=theirs.in_proj_weight, o=theirs.out_proj.weight)
+    found = {"x": gradients(layer(x, mask), upstream, x=x)["x"], **student.grads(layer)}
+    for name, value in zip(("x", *NAMES), (expected["x"], *expected["qkv"].chunk(3), expected["o"]), strict=True):
         assert found.get(name) is not None, f"No gradient reaches {name}."
         assert_close(found[name], value, atol=1e-3, rtol=1e-3, name=f"the gradient of {name}")
 

@@ -1,13 +1,18 @@
-// Two things: folded answers unfold on paper, and the query of chapter 02 can be dragged. Pages work without this file.
+// Two things: a page prepares for paper, and the query of chapter 02 can be dragged. Pages work without this file.
 "use strict";
 
+// Paper is light, and shows what was folded.
+const root = document.documentElement;
 addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll(".bd-article details:not([open])")) {
+  root.dataset.themeOnScreen = root.dataset.theme;
+  root.dataset.theme = "light";
+  for (const details of document.querySelectorAll("details.sd-dropdown:not([open])")) {
     details.open = true;
     details.dataset.folded = "";
   }
 });
 addEventListener("afterprint", () => {
+  root.dataset.theme = root.dataset.themeOnScreen;
   for (const details of document.querySelectorAll("details[data-folded]")) {
     details.open = false;
     delete details.dataset.folded;
