@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import bleach
+import msgspec
 import nbformat
 from nbconvert.exporters import NotebookExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -60,13 +61,9 @@ def course_config(root: Path) -> Config:
     return PyFileConfigLoader("nbgrader_config.py", path=str(root)).load_config()
 
 
-def release_path(assignment: str, course: CourseDirectory) -> Path:
-    return Path(course.format_path(course.release_directory, ".", assignment), f"{assignment}.ipynb")
-
-
 def released(assignment: str, course: CourseDirectory) -> NotebookNode:
     """The notebook that was given out: it holds no answer and no hidden test, so feedback made from it shows none."""
-    path = release_path(assignment, course)
+    path = Path(course.format_path(course.release_directory, ".", assignment), f"{assignment}.ipynb")
     if not path.is_file():
         raise GradebookError(f"There is no notebook {path}: run `make notebooks`, or check the assignment's name.")
     return nbformat.read(path, as_version=4)
@@ -292,12 +289,13 @@ class SaveReport(SaveAutoGrades):
             report = grade_one(path, ids["student"], ids["assignment"])
         except NotebookError as error:
             report = Report(ids["student"], ids["assignment"], "", (), notices=(str(error),))
+        report = msgspec.structs.replace(report, student=ids["student"])  # a Report's is fit for printing
         with Gradebook(ids["db_url"]) as gradebook:
             self.save(report, nb, gradebook)
         return nb, resources
 
     def save(self, report: Report, notebook: NotebookNode, gradebook: Gradebook) -> None:
-        """Write a report into the notebook and into the gradebook, all of it or nothing."""
+        """Write a report into the notebook and into the gradebook."""
         self.gradebook = gradebook
         self.notebook_id, self.assignment_id, self.student_id = report.assignment, report.assignment, report.student
         self._results: dict[str, ExerciseResult] = {result.exercise: result for result in report.exercises}

@@ -167,6 +167,9 @@ class Student:
                     except WorkerLost as lost:
                         self._runs[cell] = CellRun(cell, exercise, f"{_LOST}{lost.outcome}: {lost}.")
                         raise
+                    if not isinstance(ran, wire.Ran):
+                        worker.kill()
+                        raise WorkerLost(Outcome.DIED, "the code answered a question that was not asked")
                     self._runs[cell] = CellRun(cell, exercise, clean(ran.error), clean(ran.output))
                 self._worker = worker
             except WorkerLost:
@@ -203,7 +206,9 @@ class Student:
         if isinstance(reply, wire.Raised):
             self._transcript.append(tuple(reply.types[:1]))
             raise _student_error(
-                [clean(name) for name in reply.types] or ["Exception"], clean(reply.message), clean(reply.where)
+                [clean(name, 100) for name in reply.types[:20]] or ["Exception"],
+                clean(reply.message),
+                clean(reply.where),
             )
         if not isinstance(reply, wire.Answer):
             self._close()

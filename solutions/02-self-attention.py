@@ -22,7 +22,8 @@
 # with the others, decides how much each of them matters, and takes the weighted mean of what they offer.
 #
 # You will build it in five parts, and at the end train a model that can do one thing only because of them. The page of
-# the book that goes with this notebook is `book/02-self-attention`.
+# the book that goes with this notebook is `book/02-self-attention`. If the set-up cell does not find jaxtyping, run
+# `%pip install jaxtyping` first.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -36,7 +37,7 @@
 #
 # They are said once, here, and kept in every chapter.
 #
-# - **A mask is boolean, and `True` means "may attend".** So does `F.scaled_dot_product_attention`. Beware:
+# - **A mask is boolean, and `True` means "may attend".** `F.scaled_dot_product_attention` reads it the same way. Beware:
 #   in `nn.MultiheadAttention` `True` means the opposite, "may not attend".
 # - **A row that may attend to nothing gives zeros**, in the output and in the gradients. Never NaN.
 # - **Shapes** are written as jaxtyping writes them: `Float[Tensor, "... n_q d_head"]` is a tensor of floats whose last

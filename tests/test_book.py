@@ -5,6 +5,7 @@ It is built once for all tests. Those that need a browser use the system's Chrom
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,14 @@ def test_every_chapter_in_the_table_of_contents_is_in_the_list_of_chapters() -> 
     assert shown == [page for page in chapters if (ROOT / f"book/{page}.md").exists()]
     assert [page[:2] for page in chapters] == [f"{number:02}" for number in range(len(chapters))]
     assert {n for question in listed["questions"] for n in question["chapters"]} <= set(range(len(chapters)))
+
+
+def test_a_number_is_found_by_its_path_and_an_estimate_shows_its_interval() -> None:
+    extension = runpy.run_path(str(ROOT / "book/_ext/ichimon_book.py"))
+    estimate = {"mean": 0.75, "low": 0.7, "high": 0.8, "values": [0.74, 0.76]}
+    assert extension["pick"]({"accuracy": {"gru": [None, estimate]}}, "accuracy.gru.-1.mean") == 0.75
+    assert extension["written"](0.75, ".0%") == "75%"
+    assert extension["written"](estimate, ".2f") == "0.75 (0.70 to 0.80)"
 
 
 def test_nothing_is_loaded_from_another_host(pages: dict[str, BeautifulSoup]) -> None:

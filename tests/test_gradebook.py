@@ -486,6 +486,15 @@ def test_one_submission_that_cannot_be_graded_stops_no_other(
     assert marks(course, "bob") == HALF
 
 
+def test_a_name_that_cannot_be_printed_is_still_a_students(
+    course: Path, release: NotebookNode, grader: dict[str, Report]
+) -> None:
+    hand_in(course, "a\u202eda b", answered(release))
+    grader["a\u202eda b"] = report("ada b")
+    assert nbgrader(course, "autograde", NAME) == 0
+    assert marks(course, "a\u202eda b") == HALF
+
+
 def test_other_files_of_a_student_go_no_further(course: Path, release: NotebookNode, grader: dict[str, Report]) -> None:
     (course / "secret.txt").write_text("the hidden tests")
     folder = hand_in(course, "ada", answered(release), "2026-11-22 10:00:00 UTC").parent

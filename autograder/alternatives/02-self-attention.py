@@ -1,4 +1,3 @@
-# ruff: noqa: F811
 # Right answers written differently. The set-up cell of the chapter runs before each of them.
 
 
@@ -88,7 +87,7 @@ def attention(q, k, v, mask=None):
     for i in range(q.shape[-2]):
         scores = (q[..., i : i + 1, :] * k).sum(-1) / math.sqrt(q.shape[-1])
         if mask is not None:
-            row = mask if mask.dim() == 1 else mask[..., min(i, mask.shape[-2] - 1), :]
+            row = mask[..., min(i, mask.shape[-2] - 1), :]
             scores = scores.masked_fill(~row, -math.inf)
             weights = scores.softmax(-1).masked_fill(~row, 0)
         else:

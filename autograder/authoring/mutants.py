@@ -42,7 +42,10 @@ OPERATORS: Mapping[type, type] = {
     ast.BitAnd: ast.BitOr,
     ast.BitOr: ast.BitAnd,
     ast.BitXor: ast.BitAnd,
+    ast.LShift: ast.RShift,
+    ast.RShift: ast.LShift,
 }
+NEGATED = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)  # whose swap is their negation
 ORDERED = (ast.Sub, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.MatMult)  # a ∘ b is not b ∘ a
 PAIRS = (
     "tril triu|max min|amax amin|argmax argmin|maximum minimum|ones zeros|ones_like zeros_like|sum mean|any all|"
@@ -117,7 +120,8 @@ def _places(
             continue
         children = value if isinstance(value, list) else [value]
         for i, child in enumerate(children):
-            if not isinstance(child, ast.AST) or isinstance(child, ast.arguments | ast.JoinedStr):
+            text = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)  # a docstring
+            if text or not isinstance(child, ast.AST) or isinstance(child, ast.arguments | ast.JoinedStr):
                 continue
             line = getattr(child, "lineno", line)
             if any(first <= line and getattr(child, "end_lineno", line) <= last for first, last in regions):
@@ -129,13 +133,15 @@ def _places(
 
 def _kinds(tree: ast.Module) -> dict[str, list[str]]:
     """For each variable those of the same kind: annotated alike, unpacked together, or results of the same function."""
+    types = {node.arg: _type(node) for node in ast.walk(tree) if isinstance(node, ast.arg) and node.annotation}
     groups: dict[object, list[str]] = {}
     for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
         for node in ast.walk(function):
             match node:
-                case ast.arg(arg=name, annotation=ast.AST() as annotation):
-                    kind = ast.unparse(annotation).partition("[")[0]
-                    groups.setdefault((function, kind), []).append(name)
+                case ast.arg(arg=name) if name in types:
+                    groups.setdefault((function, types[name]), []).append(name)
+                case ast.Assign(targets=[ast.Attribute() as target], value=ast.Name(id=name)) if name in types:
+                    groups.setdefault((None, types[name]), []).append(ast.unparse(target))
                 case (
                     ast.Assign(targets=[ast.Tuple(elts=elements)]) | ast.comprehension(target=ast.Tuple(elts=elements))
                 ):
@@ -148,6 +154,11 @@ def _kinds(tree: ast.Module) -> dict[str, list[str]]:
         for name in group:
             kinds.setdefault(name, []).extend(other for other in group if other != name)
     return kinds
+
+
+def _type(argument: ast.arg) -> str:
+    """What an annotation says before its shape: Float of Float[Tensor, "n d"]."""
+    return ast.unparse(argument.annotation or argument).partition("[")[0]
 
 
 def _first_lines(tree: ast.Module) -> dict[str, int]:
@@ -166,6 +177,8 @@ def _changes(node: Any, same_kind: list[str], parameters: set[str]) -> Iterator[
     if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
         yield from (ast.parse(other, mode="eval").body for other in same_kind)
     match node:
+        case ast.Constant(value=str(value)) if "->" in value:
+            yield from (ast.Constant(pattern) for pattern in _patterns(value))
         case ast.Constant(value=bool(value)):
             yield ast.Constant(not value)
         case ast.Constant(value=int(value)):
@@ -189,7 +202,9 @@ def _changes(node: Any, same_kind: list[str], parameters: set[str]) -> Iterator[
         case ast.IfExp(body=body, orelse=orelse):
             yield from (body, orelse)
         case ast.If(test=test):
-            yield from (_with(node, test=new) for new in (_not(test), ast.Constant(True), ast.Constant(False)))
+            if not (isinstance(test, ast.Compare) and isinstance(test.ops[0], NEGATED)):
+                yield _with(node, test=ast.UnaryOp(ast.Not(), test))
+            yield from (_with(node, test=ast.Constant(value)) for value in (True, False))
         case ast.While(test=test):
             yield _with(node, test=ast.Constant(False))
         case ast.comprehension(ifs=[_, *_]):
@@ -229,6 +244,8 @@ def _changes(node: Any, same_kind: list[str], parameters: set[str]) -> Iterator[
             | ast.Raise()
         ):
             yield ast.Pass()
+        case ast.With(body=body):
+            yield ast.copy_location(ast.If(ast.Constant(True), body, []), node)
         case ast.Break():
             yield ast.Continue()
         case ast.Continue():
@@ -254,7 +271,7 @@ def _changed_calls(call: ast.Call, parameters: set[str]) -> Iterator[ast.AST]:
             yield _with(call, func=_with(function, attr=f"{name}_"))
         if name.endswith("_") and not name.startswith("_"):
             yield _with(call, func=_with(function, attr=name[:-1]))
-    elif arguments and name not in MAKERS and not name[0].isupper():
+    elif arguments and name not in MAKERS and (name == "Parameter" or not name[0].isupper()):
         yield arguments[0]
 
 
@@ -272,8 +289,15 @@ def _counted(arguments: list[Any], before: int) -> Iterator[list[Any]]:
             yield [*arguments[:-1], ast.BinOp(arguments[-1], operator(), ast.Constant(1))]
 
 
-def _not(test: ast.expr) -> ast.expr:
-    return ast.UnaryOp(ast.Not(), test)
+def _patterns(pattern: str) -> Iterator[str]:
+    """Patterns of einsum and einops with two axes exchanged: the last two of the result, or those in brackets."""
+    into, arrow, out = pattern.rpartition("->")
+    named = " " in out.strip()  # einops; einsum of PyTorch has one letter an axis
+    axes = re.findall(r"\([^)]*\)|\w+|\.{3}" if named else r"\w|\.{3}", out)
+    if len(axes) > 1:
+        yield into + arrow + " " * named + (" " * named).join([*axes[:-2], axes[-1], axes[-2]])
+    for group in re.finditer(r"\(([^)]+)\)", pattern):
+        yield pattern[: group.start(1)] + " ".join(reversed(group[1].split())) + pattern[group.end(1) :]
 
 
 def _with(node: ast.AST, **changes: Any) -> Any:

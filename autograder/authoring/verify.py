@@ -15,6 +15,7 @@ import ast
 import hashlib
 import os
 import re
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,7 +113,7 @@ def main(names: Sequence[str] | None = None, *, afresh: bool = False) -> int:
     """
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     passed = True
     for name in names or assignments.names():
         with console.status(f"judging the answers to {name}"):
@@ -144,7 +145,7 @@ def load(name: str) -> Chapter:
 
 
 def equivalents(name: str) -> tuple[Equivalent, ...]:
-    """The mutants of a chapter that change nothing a test should see. Raises ValueError for a file that is no such list."""
+    """The mutants of a chapter that change nothing tests should see. Raises ValueError for another file."""
     path = EQUIVALENTS / f"{name}.toml"
     if not path.exists():
         return ()
@@ -373,8 +374,8 @@ def judge(chapter: Chapter, judged: Sequence[tuple[Case, Report]]) -> Verdict:
     for row in rows.values():
         if row.caught < MIN_CAUGHT * row.mutants:
             problems.append(
-                f"{row.exercise}: {row.mutants - row.caught} of {row.mutants} mutants pass all tests. Write a test that "
-                f"catches them, or list each in equivalents/{chapter.assignment.name}.toml with the reason why none should."
+                f"{row.exercise}: {row.mutants - row.caught} of {row.mutants} mutants pass all tests. Write tests that "
+                f"catch them, or list each in equivalents/{chapter.assignment.name}.toml and say why none should."
             )
     for gone in unmatched.values():
         problems.append(

@@ -1,4 +1,3 @@
-# ruff: noqa: F811
 # Wrong answers that people really give. The set-up cell of the chapter runs before each of them.
 
 

@@ -5,8 +5,7 @@
         worker.ask(wire.Run(...))      # raises WorkerLost when the worker hangs, dies or takes too much
         worker.kill()
 
-A worker is process 1 of its own process namespace and the grader holds its pidfd, so that one kill takes everything
-it started.
+A worker is process 1 of its own process namespace, can start no other, and the grader holds its pidfd.
 """
 
 from __future__ import annotations
@@ -61,10 +60,10 @@ class Limits(msgspec.Struct, frozen=True):
     wall_seconds: float = 20.0  # ... and a sleeping worker ends too
     total_seconds: float = 600.0  # all requests of one submission together, over all its workers
     lost_workers: int = 8  # how often a submission gets a fresh worker
-    memory: int = 1 << 30  # bytes, all processes of the worker together, beyond what it shares with the zygote
+    memory: int = 1 << 30  # bytes, beyond what it shares with the zygote
     disk: int = 32 << 20  # bytes in each of its folders, which live in memory
     files: int = 64
-    processes: int = 32
+    threads: int = 32
 
 
 def bubblewrap() -> str:
@@ -134,7 +133,7 @@ def command(limits: Limits, environment: dict[str, str]) -> list[str]:
         "address_space": 2 * limits.memory,
         "disk": limits.disk,
         "files": limits.files,
-        "processes": limits.processes,
+        "threads": limits.threads,
     }
     return [*args, "--chdir", "/", "--", sys.executable, "-P", "-s", "-B", "/sandbox/zygote.py", json.dumps(inner)]
 
@@ -143,7 +142,8 @@ def _without_root(args: list[str], new_root: str) -> list[str]:
     """The same command, run by drop_root.py as a user without rights who sees nothing but what the command binds."""
     bwrap = os.path.realpath(args[0])
     paths = (*SYSTEM_FOLDERS, *SYSTEM_FILES, *_interpreter(), *map(str, _paths().values()), bwrap)
-    visible = [path for path in paths if os.path.lexists(path) and not path.startswith("/usr/")]
+    found = sorted({path for path in paths if os.path.lexists(path)})
+    visible = [path for path in found if not any(path.startswith(f"{other}/") for other in found)]
     drop = [sys.executable, "-I", "-S", str(HERE / "drop_root.py"), str(UNPRIVILEGED_UID), new_root]
     return [*drop, *visible, "--", bwrap, *args[1:]]
 
@@ -186,7 +186,7 @@ class Worker:
     def ask(self, request: Any) -> Any:
         """Send a request, answer callbacks, return its reply. Raises WorkerLost; then the worker is gone."""
         started = time.monotonic()
-        self._started = (started, self._cpu_seconds())
+        self._started = (started, _cpu_seconds(self.pid))
         try:
             return self._reply(request)
         except WorkerLost as lost:
@@ -245,21 +245,16 @@ class Worker:
 
     def _excess(self) -> WorkerLost | None:
         limits, started = self.limits, self._started
-        processes = _processes(self.pid)
-        resident = sum(_resident(pid) for pid in processes)
-        if resident > limits.memory and sum(_memory(pid) for pid in processes) > limits.memory:
+        if _resident(self.pid) > limits.memory and _memory(self.pid) > limits.memory:
             return WorkerLost(Outcome.OUT_OF_MEMORY, f"it took more than {limits.memory >> 20:,} MB of memory")
         if started is None:
             return None
         wall, cpu = started
-        if sum(_cpu_seconds(pid) for pid in processes) - cpu > limits.cpu_seconds:
+        if _cpu_seconds(self.pid) - cpu > limits.cpu_seconds:
             return WorkerLost(Outcome.TIMED_OUT, f"it was still computing after {limits.cpu_seconds:g} seconds")
         if time.monotonic() - wall > limits.wall_seconds:
             return WorkerLost(Outcome.TIMED_OUT, f"it had not answered after {limits.wall_seconds:g} seconds")
         return None
-
-    def _cpu_seconds(self) -> float:
-        return sum(_cpu_seconds(pid) for pid in _processes(self.pid))
 
 
 def _ending(number: int) -> tuple[Outcome, str]:
@@ -278,22 +273,11 @@ def _pid_of(pidfd: int) -> int:
         return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
 
 
-def _processes(pid: int) -> list[int]:
-    """The worker's first process and all that descend from it; orphans become children of the first one."""
-    found = [pid]
-    for parent in found:
-        with contextlib.suppress(OSError):
-            for task in os.listdir(f"/proc/{parent}/task"):
-                with open(f"/proc/{parent}/task/{task}/children") as file:
-                    found += [int(child) for child in file.read().split()]
-    return found
-
-
 def _cpu_seconds(pid: int) -> float:
-    """User and system time of a process and of its children that have ended."""
+    """User and system time of a process, all its threads together."""
     with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/stat") as file:
         fields = file.read().rpartition(")")[2].split()
-        return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+        return sum(int(field) for field in fields[11:13]) / os.sysconf("SC_CLK_TCK")
     return 0.0
 
 
@@ -305,11 +289,11 @@ def _resident(pid: int) -> int:
 
 
 def _memory(pid: int) -> int:
-    """Bytes of anonymous and shared memory, what is shared divided among those who share it."""
+    """Bytes of anonymous and shared memory, swapped or not, what is shared divided among those who share it."""
     total = 0
     with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
         for line in file:
-            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:", "SwapPss:")):
                 total += int(line.split()[1]) << 10
     return total
 

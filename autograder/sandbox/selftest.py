@@ -19,7 +19,7 @@ TRY = """
 def refused(attempt):
     try:
         got = attempt()
-    except (OSError, PermissionError, ProcessLookupError):
+    except OSError:
         return "ok"
     return f"it worked: {got!r}"[:200]
 """
@@ -64,21 +64,20 @@ PROBES = {
         wanted = {"CapEff": 0, "CapPrm": 0, "CapBnd": 0, "NoNewPrivs": 1, "Seccomp": 2}
         print(next((f"{name} is {status[name].strip()}" for name, value in wanted.items() if int(status[name], 16) !=
         value), "ok"))""",
-    "processes are limited": """
-        import os, signal
-        children = []
+    "no second process can be started": """
+        import os
+        print(refused(os.fork))""",
+    "threads are limited": """
+        import threading
+        done, count = threading.Event(), 0
         try:
-            while len(children) < 4 * PROCESSES:
-                child = os.fork()
-                if child == 0:
-                    signal.pause()
-                children.append(child)
-        except OSError:
+            while count < 4 * THREADS:
+                threading.Thread(target=done.wait, daemon=True).start()
+                count += 1
+        except RuntimeError:
             pass
-        for child in children:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-        print("ok" if len(children) < PROCESSES else f"{len(children)} processes could be started")""",
+        done.set()
+        print("ok" if count < THREADS else f"{count} threads could be started")""",
     "memory, files and computing time are limited": """
         import resource
         names = ("RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_CPU")
@@ -101,7 +100,7 @@ def self_test(jail: Jail) -> list[Check]:
     """Try every way out once."""
     with tempfile.NamedTemporaryFile(prefix="ichimon-canary-") as canary:
         outside = [str(path) for path in (TESTS, SOLUTIONS, COURSE / "pyproject.toml", canary.name)]
-        constants = {"OUTSIDE": outside, "GRADER": os.getpid(), "PROCESSES": jail.limits.processes}
+        constants = {"OUTSIDE": outside, "GRADER": os.getpid(), "THREADS": jail.limits.threads}
         prelude = "\n".join(f"{name} = {value!r}" for name, value in constants.items()) + TRY
         return _probe(jail, prelude)
 

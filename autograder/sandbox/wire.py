@@ -12,15 +12,17 @@ import socket
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import msgspec
 import numpy as np
 import torch
 
-MAX_FRAME = 64 << 20  # bytes
+MAX_FRAME = 32 << 20  # bytes
+MAX_ITEMS = 100_000  # in one list or tuple, and values in one answer
+MAX_KEYS = 10_000  # in one dict or set: keys that collide on purpose cost their number squared
 MAX_DIMS = 16
-MAX_DIM = 1 << 40
+MAX_DIM = 1 << 31
 MAX_DEPTH = 32
 MAX_INT_BITS = 4096  # a longer integer is no plain data: printing it would take for ever
 
@@ -73,11 +75,11 @@ class Callback(msgspec.Struct, array_like=True, tag="callback", frozen=True):
 
 class Sequence(msgspec.Struct, array_like=True, tag="sequence", frozen=True):
     kind: Literal["list", "tuple", "set", "frozenset"]
-    items: list[Value]
+    items: Annotated[list[Value], msgspec.Meta(max_length=MAX_ITEMS)]
 
 
 class Mapping(msgspec.Struct, array_like=True, tag="mapping", frozen=True):
-    items: list[tuple[Value, Value]]
+    items: Annotated[list[tuple[Value, Value]], msgspec.Meta(max_length=MAX_KEYS)]
 
 
 class Bytes(msgspec.Struct, array_like=True, tag="bytes", frozen=True):
@@ -310,10 +312,47 @@ def encode(
     return opaque(obj)
 
 
-def decode(value: Value, resolve: Callable[[Handle | Callback], Any], depth: int = 0) -> Any:
+def decode(value: Value, resolve: Callable[[Handle | Callback], Any]) -> Any:
     """The Python object for `value`, with every size checked. Handles and callbacks go through `resolve`."""
-    if depth > MAX_DEPTH:
-        raise WireError(f"a value nested deeper than {MAX_DEPTH} levels does not cross")
+    left = MAX_ITEMS
+
+    def inner(value: Value, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise WireError(f"an answer of more than {MAX_ITEMS:,} values does not cross")
+        if depth > MAX_DEPTH:
+            raise WireError(f"a value nested deeper than {MAX_DEPTH} levels does not cross")
+        match value:
+            case Sequence(kind, items):
+                make: Any = next(make for make, name in KINDS.items() if name == kind)
+                decoded = [inner(item, depth + 1) for item in items]
+                if make in (set, frozenset):
+                    _check_keys(decoded)
+                return make(decoded)
+            case Mapping(items):
+                keys = [inner(key, depth + 1) for key, _ in items]
+                _check_keys(keys)
+                return dict(zip(keys, [inner(item, depth + 1) for _, item in items], strict=True))
+            case Handle() | Callback():
+                return resolve(value)
+        return _decode_leaf(value)
+
+    return inner(value, 0)
+
+
+def _check_keys(keys: list[Any]) -> None:
+    """Keys whose hashes collide on purpose would cost the square of their number."""
+    if len(keys) > MAX_KEYS:
+        raise WireError(f"a dict or set of more than {MAX_KEYS:,} items does not cross")
+    for key in keys:
+        if type(key) is tuple:
+            _check_keys(list(key))
+        elif not (key is None or type(key) in (str, bool, float) or (type(key) is int and -(2**63) <= key < 2**63)):
+            raise WireError(f"a dict or set with a {type(key).__name__} as key does not cross")
+
+
+def _decode_leaf(value: Value) -> Any:
     match value:
         case TensorData():
             return _decode_tensor(value)
@@ -321,19 +360,6 @@ def decode(value: Value, resolve: Callable[[Handle | Callback], Any], depth: int
             return _decode_array(value)
         case Bytes(data):
             return data
-        case Handle() | Callback():
-            return resolve(value)
-        case Sequence(kind, items):
-            make: Any = next(make for make, name in KINDS.items() if name == kind)
-            try:
-                return make([decode(item, resolve, depth + 1) for item in items])
-            except TypeError:
-                raise WireError(f"a {kind} of things that cannot be in a {kind}") from None
-        case Mapping(items):
-            try:
-                return {decode(key, resolve, depth + 1): decode(item, resolve, depth + 1) for key, item in items}
-            except TypeError:
-                raise WireError("a dict with keys that cannot be keys") from None
         case Special("dtype", text) if text in DTYPES:
             return DTYPES[text]
         case Special("device", text) if text in ("cpu", "meta"):
@@ -378,7 +404,10 @@ def _decode_tensor(value: TensorData) -> torch.Tensor:
         raise WireError(f"a tensor of unknown dtype {value.dtype[:40]!r}")
     _checked_size(value.shape, dtype.itemsize, value.data)
     if not value.data:
-        tensor = torch.empty(value.shape, dtype=dtype)
+        try:
+            tensor = torch.empty(value.shape, dtype=dtype)
+        except RuntimeError:  # its strides would not fit into 64 bits
+            raise WireError("a tensor without elements and of an impossible shape") from None
     elif dtype is torch.bool:  # a byte other than 0 and 1 would make a boolean that is neither
         tensor = torch.frombuffer(bytearray(value.data), dtype=torch.uint8).reshape(value.shape) != 0
     else:

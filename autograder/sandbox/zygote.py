@@ -19,13 +19,15 @@ import sys
 from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWIPC = 0x00020000, 0x10000000, 0x20000000, 0x08000000
+CLONE_THREAD = 0x00010000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 16384, 1 << 18
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
 
-# Refused with EPERM. What is left: files in the worker's own folders, memory, threads, forks and pipes, within limits.
+# Refused with EPERM. What is left: files in the worker's own folders, memory, threads and pipes, within limits.
 REFUSED = """
 socket socketpair connect bind listen accept accept4 sendmsg sendmmsg recvmsg recvmmsg
-execve execveat ptrace process_vm_readv process_vm_writev process_madvise kcmp pidfd_open pidfd_getfd pidfd_send_signal
+fork vfork execve execveat ptrace process_vm_readv process_vm_writev process_madvise kcmp
+pidfd_open pidfd_getfd pidfd_send_signal
 mount umount2 pivot_root chroot move_mount open_tree fsopen fsconfig fsmount fspick mount_setattr
 unshare setns
 setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid capset personality
@@ -81,8 +83,9 @@ def make_filter() -> Any:
         refused.add_rule(pyseccomp.ERRNO(errno.EPERM), "fcntl", pyseccomp.Arg(1, pyseccomp.EQ, command))
     # clone3 passes its flags in memory, where a filter cannot look: libc falls back to clone, whose flags it can
     refused.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
-    for flag in (CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWIPC, 0x02000000, 0x04000000, 0x40000000):
-        refused.add_rule(pyseccomp.ERRNO(errno.EPERM), "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flag, flag))
+    # no second process, so that the limits of one are those of all; threads are clones too, and stay
+    no_thread = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, CLONE_THREAD, 0)
+    refused.add_rule(pyseccomp.ERRNO(errno.EPERM), "clone", no_thread)
     tiocsti = 0x5412
     refused.add_rule(pyseccomp.ERRNO(errno.EPERM), "ioctl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, tiocsti))
     return refused
@@ -116,7 +119,7 @@ def confine(channel: socket.socket, limits: dict[str, int], syscalls: Any) -> No
         (resource.RLIMIT_AS, limits["address_space"]),
         (resource.RLIMIT_FSIZE, limits["disk"]),
         (resource.RLIMIT_NOFILE, limits["files"]),
-        (resource.RLIMIT_NPROC, limits["processes"]),
+        (resource.RLIMIT_NPROC, limits["threads"]),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NICE, 0),
         (resource.RLIMIT_RTPRIO, 0),

@@ -100,7 +100,7 @@ def test_every_length_works(student: Student) -> None:
 def test_each_output_is_a_softmax_mixture_of_the_values(student: Student) -> None:
     """Without a mask: the softmax of q·k/√d_head over the keys weighs the values."""
     for seed, (lead, n_q, n_k, d_head, d_v) in enumerate(
-        [((2,), 3, 5, 4, 4), ((2, 3), 7, 4, 9, 5), ((3, 2), 6, 6, 2, 3)]
+        [((2,), 3, 5, 4, 4), ((2, 3), 7, 4, 9, 5), ((1,), 33, 70, 2, 3)]
     ):
         q, k, v = (
             normal(*lead, n_q, d_head, seed=seed),
@@ -168,7 +168,7 @@ def test_the_mask_decides_who_takes_part(student: Student) -> None:
     """True means "may attend"; the mask may lack dimensions or have them of size 1."""
     b, h, n_q, n_k = 2, 3, 5, 4
     q, k, v = normal(b, h, n_q, 1, seed=1), normal(b, h, n_k, 1, seed=2), normal(b, h, n_k, 3, seed=3)
-    for shape in ((n_q, n_k), (b, h, n_q, n_k), (b, 1, n_q, n_k), (h, n_q, n_k), (b, 1, 1, n_k), (n_k,)):
+    for shape in ((n_q, n_k), (b, h, n_q, n_k), (b, 1, n_q, n_k), (h, n_q, n_k), (b, 1, 1, n_k)):
         mask = some_mask(*shape, seed=4)
         expected = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask.expand(b, h, n_q, n_k))
         assert_close(student.attention(q, k, v, mask), expected, claim=f"with a mask of shape {shape}")

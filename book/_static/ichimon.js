@@ -29,6 +29,7 @@ const draw = (parent, tag, attributes, text = "") => {
 
 // The data are those from which the page drew the still figure: {keys: {word: [x, y]}, query: [x, y], colours, ...}.
 const queryFigure = (box, still, { title, keys, query, colours, ink, card }) => {
+  const advice = box.textContent.trim();
   const [width, height, scale] = [560, 400, 96];
   const px = ([x, y]) => [width * 0.48 + scale * x, height * 0.54 - scale * y];
   const svg = draw(box, "svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": still.alt });
@@ -38,15 +39,18 @@ const queryFigure = (box, still, { title, keys, query, colours, ink, card }) => 
   const words = Object.entries(keys).map(([word, key], i) => {
     const [x2, y2] = px(key);
     const line = draw(svg, "line", { x1, y1, x2, y2, stroke: colours[i], "stroke-linecap": "round" });
-    const [x, y] = px(key.map((v) => 1.17 * v));
-    return { word, key, line, label: draw(svg, "text", { x, y: y + 6, fill: ink, "text-anchor": "middle" }) };
+    return { word, key, line };
   });
   const blend = draw(svg, "path", { fill: "none", stroke: ink, "stroke-width": 2.5 });
   const arrow = draw(svg, "line", { x1, y1, stroke: ink, "stroke-width": 3 });
   const handle = draw(svg, "circle", {
-    r: 13, fill: ink, class: "handle", tabindex: 0, role: "slider", "aria-label": box.innerText.trim(),
+    r: 13, fill: ink, class: "handle", tabindex: 0, role: "slider", "aria-label": advice,
     "aria-valuemin": -180, "aria-valuemax": 180,
   });
+  for (const item of words) {
+    const [x, y] = px(item.key.map((v) => 1.17 * v));
+    item.label = draw(svg, "text", { x, y: y + 6, fill: ink, stroke: card, "text-anchor": "middle", class: "label" });
+  }
 
   const show = () => {
     const scores = words.map(({ key }) => (query[0] * key[0] + query[1] * key[1]) / Math.SQRT2);

