@@ -32,13 +32,9 @@ help: ## This list
 
 .PHONY: course
 course: book jail ## Notebooks, book, and the class graded: submitted/, or the sample class
-	@mkdir -p _build
 	@autograder grade $(CLASS) --gradebook auto || [ $$? = 1 ]
-	@autograder feedback --output _build/feedback >_build/feedback.log || { cat _build/feedback.log; false; }
-	@echo
-	@echo "The book                   _build/html/index.html   (or: make serve)"
-	@echo "The report of the class    $$(sed 's/.*is //' _build/feedback.log)"
-	@echo "A student's feedback page  $$(ls _build/feedback/*/*.html | sed -n 3p)"
+	@autograder feedback
+	@echo "The book is in _build/html/index.html; make serve shows it."
 
 .PHONY: serve
 serve: book ## The book on http://localhost:8000 (another port: make serve PORT=9000)
@@ -62,7 +58,8 @@ book: notebooks ## The book into _build/html, if anything it is made of changed
 $(BOOK): $(BOOK_SOURCES)
 	@echo "Building the book ..."
 	@mkdir -p _build
-	@jupyter-book build . -W -n --keep-going >_build/book.log 2>&1 || { rm -rf _build/.doctrees; grep -aE 'WARNING|ERROR' _build/book.log || tail -40 _build/book.log; exit 1; }
+	@jupyter-book build . -W -n --keep-going >_build/book.log 2>&1 || { rm -rf _build/.doctrees; \
+		grep -aE ': WARNING|: ERROR|Error.*: ' _build/book.log; echo "The book has warnings; all of them are in _build/book.log."; exit 1; }
 	@touch $@
 
 .PHONY: test

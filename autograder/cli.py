@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from autograder.report import ExerciseResult, Report
+from autograder.report import ExerciseResult, Report, clean
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,11 +70,18 @@ def grade(
     json: Annotated[bool, typer.Option("--json", help="Reports as JSON lines instead of a table.")] = False,
 ) -> None:
     """Grade what has not been graded yet, and print the marks with a reason for each missing point."""
+    from autograder import assignment as assignments
     from autograder import grading, submission
     from autograder.results import Results
 
     started = time.monotonic()
-    found = submission.find(paths)
+    if assignment:
+        assignments.load(assignment)  # an unknown one is told once, not for each file
+    found, without = submission.find(paths)
+    for sentence in without:
+        err.print(escape(sentence))
+    if not found:
+        raise typer.Exit(2)
     with (
         Results(results) as stored,
         Progress(
@@ -106,13 +114,20 @@ def grade(
     else:
         print_marks(reports)
     for item in ungraded:
-        err.print(f"[red]not graded[/red]  {escape(item.found.student)}: {escape(item.reason)}")
+        err.print(f"[red]not graded[/red]  {escape(clean(item.found.student, 40))}: {escape(item.reason)}")
     if gradebook:
-        _sync(reports, gradebook)
+        from autograder import gradebook as gradebooks
+
+        # who handed in something that is no notebook gets 0 and the sentence; what we failed to grade gets nothing
+        empty = [
+            Report(item.found.student, item.unreadable, "", (), (item.reason,)) for item in ungraded if item.unreadable
+        ]
+        files = {item.student: item.path for item in found}
+        gradebooks.sync([*reports, *empty], "" if gradebook == "auto" else gradebook, files=files)
     seconds = time.monotonic() - started
     again = f", {known} of them known from before" if known else ""
     err.print(f"{len(reports)} submissions in {seconds:.1f} s{again}; {len(ungraded)} could not be graded.")
-    raise typer.Exit(1 if ungraded else 0)
+    raise typer.Exit(1 if ungraded or without else 0)
 
 
 @app.command()
@@ -144,19 +159,20 @@ def feedback(
     """Write a page for each student and a report of the class."""
     from autograder import feedback as pages
 
-    written = pages.write(_reports(results, assignment), output)
-    out.print(f"{len(written)} pages in {output}; the class report is {written[-1]}", soft_wrap=True)
+    for name, written in pages.write(_reports(results, assignment), output).items():
+        out.print(f"{name}: the class report is {written[-1]}, a student's page is {written[0]}", soft_wrap=True)
 
 
 @app.command()
 def verify(
     chapter: Annotated[str, typer.Argument(help="Such as 02-self-attention; without it, every chapter.")] = "",
+    every: Annotated[bool, typer.Option("--all", help="Judge every mutant afresh, also those known from before.")] = False,
 ) -> None:
     """The gates: starter 0, reference and alternatives full, each known mistake caught by an assertion, mutants
     caught."""
     from autograder.authoring import verify as gates
 
-    raise typer.Exit(gates.main([chapter] if chapter else None))
+    raise typer.Exit(gates.main([chapter] if chapter else None, afresh=every))
 
 
 @app.command()
@@ -185,12 +201,13 @@ def print_marks(reports: Sequence[Report]) -> None:
         table = Table(title=name, title_justify="left", header_style="bold", pad_edge=False, box=None, padding=(0, 1))
         table.add_column("student", no_wrap=True)
         for exercise in chosen[0].exercises:
-            table.add_column(f"{exercise.exercise}\n/{exercise.max_points:g}", justify="right")
-        table.add_column(f"total\n/{chosen[0].max_points:g}", justify="right", style="bold")
-        table.add_column("why", overflow="ellipsis", no_wrap=True, ratio=1)
+            table.add_column(f"{exercise.exercise}\n/{exercise.max_points:g}", justify="right", no_wrap=True)
+        table.add_column(f"total\n/{chosen[0].max_points:g}", justify="right", style="bold", no_wrap=True)
+        table.add_column("why")  # the only column that may wrap, so the only one that gives way; its cells do not wrap
         for report in chosen:
             marks = [f"{exercise.points:g}" for exercise in report.exercises]
-            table.add_row(escape(report.student), *marks, f"{report.points:g}", escape(report.reason))
+            why = Text(report.reason, no_wrap=True, overflow="ellipsis")
+            table.add_row(escape(report.student), *marks, f"{report.points:g}", why)
         out.print(table)
 
 
@@ -203,7 +220,7 @@ def print_report(report: Report) -> None:
         out.print(f"  ! {escape(notice)}", soft_wrap=True)
     for cell in report.cells:
         if cell.error:
-            out.print(f"  ! cell {escape(cell.cell)}: {escape(cell.error)}", soft_wrap=True)
+            out.print(f"  ! cell {escape(cell.cell.removeprefix('cell '))}: {escape(cell.error)}", soft_wrap=True)
     for exercise in report.exercises:
         _print_exercise(exercise)
 
@@ -230,12 +247,6 @@ def _reports(results: Path | None, assignment: str) -> list[Report]:
     return reports
 
 
-def _sync(reports: Sequence[Report], url: str) -> None:
-    from autograder import gradebook
-
-    gradebook.sync(reports, "" if url == "auto" else url)
-
-
 def _refuse(sentence: str, code: int = 2) -> NoReturn:
     err.print(escape(sentence))
     raise typer.Exit(code)
@@ -251,9 +262,8 @@ def main() -> None:
         from autograder.assignment import UnknownAssignment
         from autograder.results import ResultsError
         from autograder.sandbox.jail import JailError
-        from autograder.submission import NothingFound
 
-        expected = (NotebookError, UnknownAssignment, ResultsError, JailError, NothingFound)
+        expected = (NotebookError, UnknownAssignment, ResultsError, JailError)
         command()
     except expected as error:
         err.print(escape(str(error)))
@@ -261,6 +271,7 @@ def main() -> None:
     except (OSError, sqlite3.Error) as error:
         err.print(f"This could not be read or written: {escape(str(error))}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("Stopped. What was graded is kept; run the same command again for the rest.")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of control-C
+            err.print("Stopped. What was graded is kept; run the same command again for the rest.")
+        raise

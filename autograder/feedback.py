@@ -6,9 +6,10 @@ cleaned before it is printed and escaped by Jinja, and no page holds a script.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,26 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from autograder.report import ExerciseResult, Outcome, Report, TestResult
-
-LONGEST = 2_000  # characters of one message
-LONGEST_OUTPUT = 10_000  # characters of what one cell printed
-
-_TERMINAL_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-_LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
-# Control characters, characters that reorder or hide text, and half characters that no file can hold.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
-)
-
-
-def clean(text: str, longest: int = LONGEST) -> str:
-    """The text without what a page or a terminal could act on, cut to `longest` characters."""
-    cut = text[: 4 * longest]  # what is invisible may be most of it, but not all of a huge output need be read
-    cut = _UNPRINTABLE.sub("", _LINE_ENDS.sub("\n", _TERMINAL_CODES.sub("", cut)))
-    if len(cut) <= longest and len(text) <= 4 * longest:
-        return cut
-    return f"{cut[:longest]}…" + (f" (cut after {longest:,} characters)" if longest >= LONGEST else "")
+from autograder.report import LONGEST_OUTPUT, ExerciseResult, Outcome, Report, TestResult, clean
 
 
 def number(points: float) -> str:
@@ -197,6 +179,28 @@ def _arithmetic(reports: list[Report]) -> dict[str, Any]:
         ],
         "outcomes": [(o.value, *outcomes.loc[o.value].tolist()) for o in Outcome if o.value in outcomes.index],
     }
+
+
+def write(reports: Collection[Report], folder: Path) -> dict[str, list[Path]]:
+    """Write every student's page and, last, the class report, into a folder for each assignment."""
+    written: dict[str, list[Path]] = {}
+    for report in reports:
+        pages = written.setdefault(report.assignment, [])
+        pages.append(folder / report.assignment / f"{_file_name(report.student)}.html")
+        pages[-1].parent.mkdir(parents=True, exist_ok=True)
+        pages[-1].write_text(page(report), encoding="utf-8")
+    for assignment, pages in written.items():
+        pages.append(folder / assignment / "class-report.html")
+        pages[-1].write_text(class_report(r for r in reports if r.assignment == assignment), encoding="utf-8")
+    return written
+
+
+def _file_name(student: str) -> str:
+    """A student's name as the name of a file: as it is where it is harmless, else with a hash that keeps it apart."""
+    harmless = re.sub(r"[^\w.@+-]", "_", student)[:80].lstrip(".")
+    if harmless == student and harmless != "class-report":
+        return harmless
+    return f"{harmless}-{hashlib.sha256(student.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def _printable(value: object) -> object:

@@ -35,8 +35,8 @@ from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
-from autograder.feedback import LONGEST_OUTPUT, clean, comment, number, plain
-from autograder.report import ExerciseResult, Report
+from autograder.feedback import comment, number, plain
+from autograder.report import LONGEST_OUTPUT, ExerciseResult, Report, clean
 from ichimon.notebook import Cell, NotebookError, cells
 
 log = logging.getLogger(__name__)

@@ -7,6 +7,8 @@ starting pytest for each. The submission itself runs in a jailed worker; see stu
 
 from __future__ import annotations
 
+import atexit
+import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -26,12 +28,13 @@ from autograder import assignment as assignments
 from autograder import submission as submissions
 from autograder import variants
 from autograder.assignment import Assignment
-from autograder.report import CellRun, ExerciseResult, Outcome, Report, TestResult
+from autograder.report import CellRun, ExerciseResult, Outcome, Report, TestResult, clean
 from autograder.results import Results
 from autograder.sandbox.jail import Jail, JailError, Limits, WorkerLost
 from autograder.sandbox.selftest import require
-from autograder.student import Student, StudentError, Unfinished, clean, same_transcript
+from autograder.student import Student, StudentError, Unfinished, same_transcript
 from autograder.submission import Found, Submission
+from ichimon.notebook import NotebookError
 
 CURRENT = pytest.StashKey[Student]()
 
@@ -239,6 +242,7 @@ class Ungraded:
 
     found: Found
     reason: str
+    unreadable: str = ""  # the assignment for which the file holds no notebook; "" if something else was wrong
 
 
 class Graders:
@@ -251,7 +255,8 @@ class Graders:
     def run(self, task: Task) -> Report:
         assignment = assignments.load(task.assignment)
         found = submissions.read(task.found, assignment)
-        if self._jail is None:
+        if self._jail is None or not self._jail.alive:
+            self.close()
             self._jail = Jail(Limits())
             require(self._jail)
         if task.assignment not in self._graders:
@@ -268,6 +273,7 @@ class Graders:
 
 
 _here = Graders()
+atexit.register(_here.close)
 
 
 def _in_pool(task: Task) -> Report:
@@ -289,6 +295,7 @@ def grade_class(
     reports: list[Report] = []
     ungraded: list[Ungraded] = []
     tasks: list[Task] = []
+    handed_in: list[tuple[Found, Assignment, Submission]] = []
     for item in found:
         try:
             name = assignment or submissions.assignment_of(item)
@@ -298,12 +305,19 @@ def grade_class(
             ungraded.append(Ungraded(item, clean(str(error))))
             continue
         if file.unreadable:
-            ungraded.append(Ungraded(item, file.notices[0]))
+            ungraded.append(Ungraded(item, file.notices[0], name))
+            continue
+        handed_in.append((item, loaded, file))
+    files = collections.Counter((file.student, file.assignment) for _, _, file in handed_in)
+    for item, loaded, file in handed_in:
+        if (count := files[file.student, file.assignment]) > 1:
+            reason = f"{item.path.name} is one of {count} files of {file.student} for {loaded.name}: keep the one that counts."
+            ungraded.append(Ungraded(item, clean(reason)))
             continue
         results.saw(file, item.path)
         missing = results.missing(file.sha, loaded)
         if missing:
-            tasks.append(Task(item, name, tuple(missing)))
+            tasks.append(Task(item, loaded.name, tuple(missing)))
         else:
             reports.append(_stored(results, file))
             on_report(reports[-1], False)
@@ -328,11 +342,8 @@ def _stored(results: Results, file: Submission) -> Report:
 def _graded(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Report | str]]:
     """Each task with its report, or with a sentence that says why there is none."""
     if workers <= 1 or len(tasks) < 4:
-        try:
-            for task in tasks:
-                yield task, _attempt(functools.partial(_here.run, task))
-        finally:
-            _here.close()
+        for task in tasks:
+            yield task, _attempt(functools.partial(_here.run, task))
         return
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
     context = multiprocessing.get_context("spawn")
@@ -378,5 +389,6 @@ def grade_one(path: Path, student: str, assignment: str, results: Path | None = 
     with Results(results) as stored:
         reports, ungraded = grade_class([found], stored, assignment=assignment)
     if ungraded:
-        raise ValueError(ungraded[0].reason)
+        kind = NotebookError if ungraded[0].unreadable else JailError
+        raise kind(ungraded[0].reason)
     return reports[0]

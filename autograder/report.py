@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
+from typing import ClassVar
 
 import msgspec
+
+LONGEST = 2_000  # characters of one message
+LONGEST_OUTPUT = 10_000  # characters of what one cell printed
+
+_TERMINAL_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+_LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+# Control characters, characters that reorder or hide text, and half characters that no file can hold.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+
+
+def clean(text: str, longest: int = LONGEST) -> str:
+    """The text without what a page or a terminal could act on, cut to `longest` characters."""
+    cut = text[: 4 * longest]  # what is invisible may be most of it, but not all of a huge output need be read
+    cut = _UNPRINTABLE.sub("", _LINE_ENDS.sub("\n", _TERMINAL_CODES.sub("", cut)))
+    if len(cut) <= longest and len(text) <= 4 * longest:
+        return cut
+    return f"{cut[:longest]}…" + (f" (cut after {longest:,} characters)" if longest >= LONGEST else "")
 
 
 class Outcome(StrEnum):
@@ -22,6 +43,8 @@ class Outcome(StrEnum):
 
 class TestResult(msgspec.Struct, frozen=True):
     """One hidden test on one submission. Nothing here may show an expected value or a line of the test."""
+
+    __test__: ClassVar[bool] = False  # not a test of pytest's, wherever it is imported
 
     name: str  # the test function's name with its parameters: "test_a_row_sees_the_past[5]"; for staff
     claim: str  # the claim in words: "a row sees the past"
@@ -62,6 +85,8 @@ class ExerciseResult(msgspec.Struct, frozen=True):
         first = lost[0]
         if first.outcome is Outcome.FAILED:
             return f"{len(lost)} of {len(self.tests)} tests fail, first: {first.claim}"
+        if first.outcome is Outcome.RAISED:
+            return f"{first.outcome.value}: {first.message}"
         return first.outcome.value
 
 
@@ -94,6 +119,6 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def reason(self) -> str:
-        """One line: the first notice or the first exercise that lost points says why."""
-        lines = [f"{e.exercise}: {e.reason}" for e in self.exercises if e.reason]
-        return (self.notices or tuple(lines) or ("",))[0]
+        """One line: why the first of the missing points is missing, else what there was to notice."""
+        lost = [f"{exercise.exercise}: {exercise.reason}" for exercise in self.exercises if exercise.reason]
+        return next(iter((*lost, *self.notices)), "")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import builtins
 import contextlib
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autograder.report import CellRun, Outcome
+from autograder.report import LONGEST_OUTPUT, CellRun, Outcome, clean
 from autograder.sandbox import wire
 from autograder.sandbox.jail import Jail, Worker, WorkerLost
 
@@ -170,7 +169,7 @@ class Student:
                     if not isinstance(ran, wire.Ran):
                         worker.kill()
                         raise WorkerLost(Outcome.DIED, "the code answered a question that was not asked")
-                    self._runs[cell] = CellRun(cell, exercise, clean(ran.error), clean(ran.output))
+                    self._runs[cell] = CellRun(cell, exercise, clean(ran.error), clean(ran.output, LONGEST_OUTPUT))
                 self._worker = worker
             except WorkerLost:
                 self._count(worker)
@@ -236,11 +235,15 @@ class Student:
             value = _replaced(value, iter(trace))
         return value
 
-    def _missing(self, name: str) -> Unfinished:
+    def _missing(self, name: str) -> StudentError:
+        """Why the submission has no such name: its cell failed (an error), or nobody wrote it (unfinished)."""
         failed = [run.error for run in self._runs.values() if run.error and run.exercise in (name, self._exercise)]
-        because = f", because its cell did not run: {failed[-1]}" if failed else ""
-        error = Unfinished(f"`{name}` is not defined{because}")
-        error.types = ("NameError",)
+        if failed:
+            kind, _, text = failed[-1].partition(": ")
+            error = StudentError(f"{text}, so `{name}` is not defined")
+        else:
+            kind, error = "NameError", Unfinished(f"`{name}` is not defined")
+        error.types = (kind,)
         return error
 
     def _get(self, handle: wire.Handle, name: str) -> Any:
@@ -297,7 +300,7 @@ class Student:
             return wire.CallbackResult(None, f"{type(error).__name__}: {error}")
 
 
-_LOST = "lost: "
+_LOST = "stopped: "
 
 
 class _Gradient(torch.autograd.Function):
@@ -341,12 +344,6 @@ def _replaced(value: Any, new: Iterator[Tensor]) -> Any:
 
 
 # -- assertions that tell a student what is wrong, and never what is right ------------------------------------------
-
-
-def clean(text: str, limit: int = 1000) -> str:
-    """Text from a submission without control and direction characters, cut."""
-    text = re.sub(r"[^\S\n\t ]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]", "", text)
-    return text if len(text) <= limit else text[:limit] + " …"
 
 
 def tensor(

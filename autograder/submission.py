@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,11 @@ from pathlib import Path
 import ichimon.notebook
 from autograder import assignment as assignments
 from autograder.assignment import Assignment
-from autograder.student import clean
-from ichimon.notebook import NotebookError
+from autograder.report import clean
+from ichimon.notebook import Cell, NotebookError
 
 MAX_CELLS = 1000
+MAX_NAME = 100  # characters of a student's name
 MAX_SOURCE = 200_000  # characters of code in one notebook; the longest chapter has a tenth of it
 
 
@@ -41,41 +44,40 @@ class Submission:
     unreadable: bool = False
 
 
-class NothingFound(ValueError):
-    """A path without a submission in it: the text says what was looked for."""
+def find(paths: Iterable[Path]) -> tuple[list[Found], list[str]]:
+    """The submissions below `paths`, and a sentence for each path without one.
 
-
-def find(paths: Iterable[Path]) -> list[Found]:
-    """The submissions below `paths`: notebooks, folders in nbgrader's layout (<student>/<assignment>/*.ipynb), flat
-    folders of notebooks.
-
-    Raises NothingFound with a sentence for a path that holds none.
+    A path is a notebook, a folder in nbgrader's layout (<student>/<assignment>/*.ipynb) or a flat folder of notebooks.
+    Where nbgrader expects one notebook of that name, others in the same folder are scratch paper.
     """
     found: list[Found] = []
+    without: list[str] = []
     for path in paths:
         if path.is_dir():
-            files = sorted(
-                file
-                for file in path.rglob("*.ipynb")
-                if not any(part.startswith(".") for part in file.relative_to(path).parts)
-            )
+            files = sorted(file for file in path.rglob("*.ipynb") if _counts(file, path))
             if not files:
-                raise NothingFound(
-                    f"{path} holds no notebook. "
+                without.append(
+                    f"{clean(str(path))} holds no notebook. "
                     "Expected <student>/<assignment>/<notebook>.ipynb as nbgrader collects them, or *.ipynb files."
                 )
             found += [_placed(file, path) for file in files]
         elif path.exists() or path.is_symlink():
             found.append(_placed(path, path.parent))
         else:
-            raise NothingFound(f"{path} does not exist.")
-    return found
+            without.append(f"{clean(str(path))} does not exist.")
+    return list({os.path.abspath(item.path): item for item in found}.values()), without
+
+
+def _counts(file: Path, root: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+    expected = file.with_name(f"{file.parent.name}.ipynb")
+    return not hidden and (file == expected or file.parent.name not in assignments.names() or not expected.exists())
 
 
 def _placed(file: Path, root: Path) -> Found:
     """Whose notebook it is, by its place: nbgrader's layout if the folder is an assignment's name, else the file's
     name."""
-    folders = file.absolute().parts[:-1]
+    folders = Path(os.path.abspath(file)).parts[:-1]
     if folders and folders[-1] in assignments.names():
         return Found(folders[-2], folders[-1], file)
     inside = file.relative_to(root).parts[:-1]
@@ -95,8 +97,8 @@ def assignment_of(found: Found) -> str:
         return stated
     if found.assignment:
         return found.assignment
-    ids = {cell.id for cell in ichimon.notebook.cells(found.path)}
-    matches = [name for name in known if len(ids & set(assignments.load(name).points)) >= 2]
+    cells = ichimon.notebook.cells(found.path)
+    matches = [name for name in known if len(set(_answers(cells, assignments.load(name)).values())) >= 2]
     if len(matches) == 1:
         return matches[0]
     if found.path.stem in known:
@@ -108,8 +110,9 @@ def assignment_of(found: Found) -> str:
 
 def read(found: Found, assignment: Assignment) -> Submission:
     """The submission in a file. What cannot be read becomes a Submission without cells whose notice says why."""
-    student = clean(found.student, 100)
+    student = found.student
     try:
+        _refuse_odd_names(student)
         _refuse_odd_files(found.path)
         sha = hashlib.sha256(found.path.read_bytes()).hexdigest()
     except (OSError, NotebookError) as error:
@@ -133,6 +136,15 @@ def from_sources(name: str, assignment: Assignment, sources: Sequence[tuple[str,
     return Submission(name, assignment.name, sha, cells)
 
 
+def _refuse_odd_names(student: str) -> None:
+    """Two names that look the same would be one student, and one would get the other's marks."""
+    if len(student) > MAX_NAME or not all(c.isprintable() or unicodedata.category(c) == "Zs" for c in student):
+        raise NotebookError(
+            f"“{clean(student, 40)}” cannot be a student's name: it is longer than {MAX_NAME} characters "
+            "or holds some that cannot be printed. Rename the folder or the file."
+        )
+
+
 def _refuse_odd_files(path: Path) -> None:
     """Links could point at anything the grader may read, pipes never end, devices do worse."""
     name = clean(path.name)
@@ -147,16 +159,39 @@ def _refuse_odd_files(path: Path) -> None:
         )
 
 
+def _locked(assignment: Assignment) -> dict[str, Cell]:
+    """The cells that are ours alone, by their source: some editors drop ids."""
+    return {cell.source.strip(): cell for cell in assignment.cells if cell.role in ("set-up", "check", "see")}
+
+
+def _answers(cells: Sequence[Cell], assignment: Assignment) -> dict[int, str]:
+    """Position (from 1) -> exercise: by the cell's id, else, where an exercise's id is gone, by the name that the cell
+    defines. A single name is no evidence, for other courses have an `attention` too."""
+    code = {position: cell for position, cell in enumerate(cells, start=1) if cell.kind == "code"}
+    found = {position: cell.id for position, cell in code.items() if cell.id in assignment.points}
+    present = {cell.id for cell in cells}
+    lost = [exercise for exercise in assignment.points if exercise not in present]
+    locked = _locked(assignment)
+    for position, cell in code.items():
+        if position not in found and cell.source.strip() not in locked:
+            defined = [name for name in lost if re.search(rf"^(def|class) {name}\b", cell.source, re.MULTILINE)]
+            found |= {position: defined[0]} if defined else {}
+    by_id = any(cell.id in assignment.points for cell in code.values())
+    return found if by_id or len(set(found.values())) >= 2 else {}
+
+
 def _cells(path: Path, assignment: Assignment) -> tuple[list[tuple[str, str, str]], list[str]]:
     """What runs, and what the student should know. Roles come from our source, looked up by id; the file's own flags
     count for nothing."""
     ours = {cell.id: cell for cell in assignment.cells if cell.kind == "code"}
-    by_source = {cell.source.strip(): cell for cell in ours.values() if cell.role in ("set-up", "check", "see")}
+    by_source = _locked(assignment)
+    submitted = ichimon.notebook.cells(path)
+    answers = _answers(submitted, assignment)
     cells: list[tuple[str, str, str]] = []
     notices: list[str] = []
     seen: dict[str, int] = {}
     size = 0
-    for position, cell in enumerate(ichimon.notebook.cells(path), start=1):
+    for position, cell in enumerate(submitted, start=1):
         known = ours.get(cell.id) or by_source.get(cell.source.strip())
         if cell.kind != "code" or not cell.source.strip() or (known and known.role != "solution"):
             if known and known.role == "solution" and cell.kind != "code":
@@ -164,7 +199,7 @@ def _cells(path: Path, assignment: Assignment) -> tuple[list[tuple[str, str, str
                     f"The cell of {known.exercise} is a text cell, so its code did not run: make it a code cell again."
                 )
             continue
-        exercise = known.exercise if known else ""
+        exercise = answers.get(position, "")
         name = exercise or f"cell {position}"
         seen[name] = seen.get(name, 0) + 1
         if seen[name] > 1:

@@ -9,9 +9,9 @@ PyTorch's allocator had given out and not got back during the call, from its own
 fitted by least squares to the logarithms, over lengths from `fit_from` on, where fixed costs no longer matter: 2 means
 that twice the length costs four times as much. One sweep over all lengths is one seed.
 
-The first claim was "2 within 0.25" for the time of both, and its run (seeds 0 to 4) refuted it: plain attention came out
-at 2.4. The arithmetic is quadratic, but a matrix that has outgrown the caches and has to be fetched from the operating
-system anew makes each pair dearer. The claim below is the corrected one, run once on fresh seeds.
+The first claim was "2 within 0.25" for the time of both, and its run (seeds 0 to 4) refuted it: plain attention came
+out at 2.4. The arithmetic is quadratic, but a matrix that has outgrown the caches and has to be fetched from the
+operating system anew makes each pair dearer. The claim below is the corrected one, run once on fresh seeds.
 """
 
 import json

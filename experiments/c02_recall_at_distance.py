@@ -29,26 +29,25 @@ MODELS = {"every_step": ("attention", "gru", "gru_wide"), "one_fact": ("attentio
 IGNORE = -100  # what cross_entropy does not count
 
 
-def sequences(facts: str, n: int, length: int, n_values: int, distance: int | None = None) -> list[Tensor]:
+def sequences(facts: str, n: int, config: Config, distance: int | None = None) -> list[Tensor]:
     """Keys, values, questions and answers, each [n, length]; the largest id means "nothing".
 
-    Questions look back by `distance`, or else by a random one: log-uniform if there is a fact at every step, so that
-    near and far are both practised.
+    Where there is a fact at every step, questions look back by a random distance, log-uniform so that near and far are
+    both practised. With `distance`, the last steps look back by that much: all distances are tested under one load.
     """
+    length, n_values = config["length"], config["n_values"]
     keys = torch.rand(n, length).argsort(-1)
     values = torch.randint(n_values, (n, length))
     step = torch.arange(length)
-    if distance is not None:
-        back = torch.full((n, length), distance)
-    elif facts == "one_fact":
-        back = step.expand(n, -1)
+    if facts == "one_fact":
+        source = torch.zeros(n, length, dtype=torch.long)
     else:
         back = torch.exp(torch.rand(n, length) * torch.log(step.clamp(min=1) + 1.0)).long()
-    source = step - back
-    asked = (source >= 0) & (back > 0) & ((source == 0) | (facts == "every_step"))
-    source = source.clamp(min=0)
-    questions = keys.gather(1, source).masked_fill(~asked, length)
-    answers = values.gather(1, source).masked_fill(~asked, IGNORE)
+        if distance is not None:
+            back[:, max(config["distances"]) :] = distance
+        source = (step - back).clamp(min=0)
+    questions, answers = keys.gather(1, source), values.gather(1, source)
+    questions[:, 0], answers[:, 0] = length, IGNORE  # nothing can be asked yet
     if facts == "one_fact":
         keys, values = keys.masked_fill(step > 0, length), values.masked_fill(step > 0, n_values)
     return [keys, values, questions, answers]
@@ -75,7 +74,7 @@ def train(model: Recall, facts: str, lr: float, steps: int, config: Config) -> l
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0)
     losses: list[float] = []
     while len(losses) < steps and (len(losses) < 10 or sum(losses[-10:]) / 10 > config["solved"]):
-        *inputs, answers = sequences(facts, config["batch"], config["length"], config["n_values"])
+        *inputs, answers = sequences(facts, config["batch"], config)
         loss = cross_entropy(model(*inputs).flatten(0, 1), answers.flatten())
         optimiser.zero_grad()
         loss.backward()
@@ -87,12 +86,10 @@ def train(model: Recall, facts: str, lr: float, steps: int, config: Config) -> l
 
 @torch.no_grad()
 def accuracy(model: Recall, facts: str, distance: int, config: Config) -> float:
-    *inputs, answers = sequences(facts, config["n_test"], config["length"], config["n_values"], distance)
+    *inputs, answers = sequences(facts, config["n_test"], config, distance)
     right = model(*inputs).argmax(-1) == answers
-    asked = answers != IGNORE
-    if facts == "every_step":
-        asked[:, : max(config["distances"])] = False  # the same steps, and so the same load, for every distance
-    return right[asked].float().mean().item()
+    scored = right[:, max(config["distances"]) :] if facts == "every_step" else right[:, distance]
+    return scored.float().mean().item()
 
 
 def run(config: Config, seeds: Sequence[int]) -> Results:

@@ -37,8 +37,8 @@
 #
 # They are said once, here, and kept in every chapter.
 #
-# - **A mask is boolean, and `True` means "may attend".** `F.scaled_dot_product_attention` reads it the same way. Beware:
-#   in `nn.MultiheadAttention` `True` means the opposite, "may not attend".
+# - **A mask is boolean, and `True` means "may attend".** `F.scaled_dot_product_attention` reads it the same way.
+#   Beware: in `nn.MultiheadAttention` `True` means the opposite, "may not attend".
 # - **A row that may attend to nothing gives zeros**, in the output and in the gradients. Never NaN.
 # - **Shapes** are written as jaxtyping writes them: `Float[Tensor, "... n_q d_head"]` is a tensor of floats whose last
 #   two dimensions are `n_q` and `d_head`. The dots stand for any number of dimensions before them: batch and heads, or

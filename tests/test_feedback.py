@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from autograder.feedback import LONGEST, class_report, clean, comment, number, page, plain, section
-from autograder.report import CellRun, ExerciseResult, Outcome, Report
-from autograder.report import TestResult as HiddenTest
+from autograder.feedback import class_report, comment, number, page, plain, section
+from autograder.report import LONGEST, CellRun, ExerciseResult, Outcome, Report, TestResult, clean
 
 BIDI = "\u202egnp.exe\u2066\u200f"
 HOSTILE = f"</pre></td><script>alert(1)</script><img src=x onerror=alert(2)>{{{{7*7}}}}&\"'{BIDI}\x1b[31m\x00\x07\ud800"
@@ -54,12 +53,12 @@ def hidden(
     mistake: str = "",
     weight: float = 1,
     name: str = "",
-) -> HiddenTest:
+) -> TestResult:
     hint = f"Hint about {claim}."
-    return HiddenTest(name or f"test_{claim.replace(' ', '_')}", claim, hint, weight, outcome, message, mistake)
+    return TestResult(name or f"test_{claim.replace(' ', '_')}", claim, hint, weight, outcome, message, mistake)
 
 
-def mask(*tests: HiddenTest) -> ExerciseResult:
+def mask(*tests: TestResult) -> ExerciseResult:
     return ExerciseResult("causal_mask", 3.0, tests)
 
 

@@ -32,8 +32,7 @@ from autograder.gradebook import (
     submission_notebook,
     sync,
 )
-from autograder.report import CellRun, ExerciseResult, Outcome, Report
-from autograder.report import TestResult as HiddenTest
+from autograder.report import CellRun, ExerciseResult, Outcome, Report, TestResult
 from ichimon.notebook import NotebookError, cells
 
 pytestmark = pytest.mark.filterwarnings("ignore:Object of type:sqlalchemy.exc.SAWarning")  # nbgrader's own
@@ -121,8 +120,8 @@ def named(notebook: NotebookNode, grade_id: str) -> NotebookNode:
 # -- what the grader would say --------------------------------------------------------------------------------------
 
 
-def hidden(claim: str, outcome: Outcome = Outcome.PASSED, message: str = "", mistake: str = "") -> HiddenTest:
-    return HiddenTest(f"test_{claim}", claim, f"Hint of {claim}.", 1.0, outcome, message, mistake)
+def hidden(claim: str, outcome: Outcome = Outcome.PASSED, message: str = "", mistake: str = "") -> TestResult:
+    return TestResult(f"test_{claim}", claim, f"Hint of {claim}.", 1.0, outcome, message, mistake)
 
 
 def report(student: str, *, message: str = "The largest difference is 0.5.", **changes: Any) -> Report:

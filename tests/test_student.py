@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from autograder.report import Outcome
+from autograder.report import Outcome, clean
 from autograder.sandbox.jail import Jail, Limits, WorkerLost
-from autograder.student import Remote, Student, StudentError, Unfinished, assert_close, clean, same_transcript, tensor
+from autograder.student import Remote, Student, StudentError, Unfinished, assert_close, same_transcript, tensor
 
 Make = Callable[..., Student]
 
@@ -245,5 +245,5 @@ def test_transcripts_are_equal_within_rounding_only() -> None:
 
 
 def test_text_from_a_submission_loses_control_and_direction_characters() -> None:
-    assert clean("a\x1b[31mb\u202ec\x00\nd") == "a[31mbc\nd"
-    assert len(clean("x" * 5000)) < 1100
+    assert clean("a\x1b[31mb\u202ec\x00\nd") == "abc\nd"
+    assert len(clean("x" * 50_000)) < 2100

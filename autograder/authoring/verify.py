@@ -284,7 +284,7 @@ def _reports(chapter: Chapter, every: Sequence[Case], afresh: bool, workers: int
     keys = [_key(case, chapter) for case in every]
     pending = {key: case for key, case in zip(keys, every, strict=True) if key not in known}
     count = max(1, min(workers, len(pending) // CASES_WORTH_A_PROCESS))
-    shares = [list(pending.items())[i::count] for i in range(count)]
+    shares = _shares(pending, count)
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
     if pending:
         with ProcessPoolExecutor(count, get_context("spawn")) as pool:
@@ -293,6 +293,14 @@ def _reports(chapter: Chapter, every: Sequence[Case], afresh: bool, workers: int
                 known |= {key: report for (key, _), report in zip(share, reports, strict=True)}
         _write(path, {key: known[key] for key in keys})
     return [known[key] for key in keys]
+
+
+def _shares(pending: Mapping[str, Case], count: int) -> list[list[tuple[str, Case]]]:
+    """Fair shares of the work. To name a mistake a grader learns all of its exercise, so these stay together."""
+    mistakes = [(key, case) for key, case in pending.items() if case.kind == "mistake"]
+    others = [(key, case) for key, case in pending.items() if case.kind != "mistake"]
+    size = -(-len(mistakes) // count)
+    return [mistakes[i * size : (i + 1) * size] + others[i::count] for i in range(count)]
 
 
 def _grade(name: str, share: Sequence[Case]) -> list[Report]:

@@ -60,7 +60,7 @@ def causal_mask(n):
     return torch.tril(torch.ones(n, n, dtype=torch.bool)).view(1, 1, n, n)
 
 
-# %% causal_mask: only the last position may look back
+# %% causal_mask: only one step back
 # caught by: test_a_position_sees_all_of_the_past
 # says: Each position sees only itself and the one before it: it should see the whole past.
 def causal_mask(n):

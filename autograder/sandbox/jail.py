@@ -355,8 +355,8 @@ class Jail:
         return Worker(ours, fds[0], self.limits)
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def alive(self) -> bool:
+        return self._process.poll() is None
 
     def close(self) -> None:
         self._control.close()

@@ -240,7 +240,7 @@ def where(error: BaseException) -> str:
     """The deepest line of the student's own code in the traceback: "line 3 of cell causal_mask"."""
     for step in reversed(traceback.extract_tb(error.__traceback__)):
         if step.filename.startswith("<cell "):
-            return f"line {step.lineno} of cell {step.filename[6:-1]}"
+            return f"line {step.lineno} of cell {step.filename[6:-1].removeprefix('cell ')}"
     return ""
 
 

@@ -67,7 +67,7 @@ class Result(SphinxRole):
         source = (
             f"Measured: {record['name']}, {len(record['seeds'])} seeds, commit {record['environment']['commit'][:7]}"
         )
-        return written(pick(record["results"], path.strip()), spec.strip()), source
+        return written(pick(record | record["results"], path.strip()), spec.strip()), source
 
 
 class Published(Result):

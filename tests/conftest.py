@@ -1,0 +1,74 @@
+"""What several test files share: the command line in this process, and the sample class graded by it once."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from autograder import cli  # before torch: it asks for one thread
+from autograder.report import Report
+from autograder.results import Results
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASS = ROOT / "examples" / "class"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command printed, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def sentences(self) -> list[str]:
+        """The lines of stderr, without the count of what was graded."""
+        return [line for line in self.err.splitlines() if line.strip() and " submissions in " not in line]
+
+
+Command = Callable[..., Ran]
+
+
+def run(*arguments: object) -> Ran:
+    """`autograder ARGUMENTS` in this process, where the grader stays warm. Whatever it raises is a test that fails."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["autograder", *map(str, arguments)]
+    with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main()
+            code: object = 0
+        except SystemExit as end:
+            code = end.code or 0
+    assert isinstance(code, int)
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    return run
+
+
+@dataclass(frozen=True)
+class Graded:
+    """The sample class: the file of its results, what the command said, and each student's report."""
+
+    results: Path
+    ran: Ran
+    reports: dict[str, Report]
+
+
+@pytest.fixture(scope="session")
+def graded(tmp_path_factory: pytest.TempPathFactory) -> Graded:
+    """The sample class, graded once through the real sandbox by `autograder grade --workers 1`."""
+    results = tmp_path_factory.mktemp("class") / "results.sqlite"
+    ran = run("grade", CLASS, "--results", results, "--workers", 1)
+    with Results(results) as stored:
+        return Graded(results, ran, {report.student: report for report in stored.reports()})
