@@ -58,7 +58,7 @@ book: notebooks ## The book into _build/html, if anything it is made of changed
 $(BOOK): $(BOOK_SOURCES)
 	@echo "Building the book ..."
 	@mkdir -p _build
-	@jupyter-book build . -W -n --keep-going >_build/book.log 2>&1 || { rm -rf _build/.doctrees; \
+	@jupyter-book build . -W -n --keep-going >_build/book.log 2>&1 || { rm -rf _build/html _build/.doctrees; \
 		grep -aE ': WARNING|: ERROR|Error.*: ' _build/book.log; echo "The book has warnings; all of them are in _build/book.log."; exit 1; }
 	@touch $@
 

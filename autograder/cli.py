@@ -114,7 +114,8 @@ def grade(
     else:
         print_marks(reports)
     for item in ungraded:
-        err.print(f"[red]not graded[/red]  {escape(clean(item.found.student, 40))}: {escape(item.reason)}")
+        student = " ".join(clean(item.found.student, 40).split())
+        err.print(f"[red]not graded[/red]  {escape(student)}: {escape(item.reason)}")
     if gradebook:
         from autograder import gradebook as gradebooks
 
@@ -166,7 +167,9 @@ def feedback(
 @app.command()
 def verify(
     chapter: Annotated[str, typer.Argument(help="Such as 02-self-attention; without it, every chapter.")] = "",
-    every: Annotated[bool, typer.Option("--all", help="Judge every mutant afresh, also those known from before.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Judge every mutant afresh, also those known from before.")
+    ] = False,
 ) -> None:
     """The gates: starter 0, reference and alternatives full, each known mistake caught by an assertion, mutants
     caught."""
@@ -238,12 +241,15 @@ def _print_exercise(exercise: ExerciseResult) -> None:
 
 
 def _reports(results: Path | None, assignment: str) -> list[Report]:
-    from autograder.results import Results
+    from autograder.results import DEFAULT, Results
 
-    with Results(results) as stored:
-        reports = stored.reports(assignment)
+    path = results or DEFAULT
+    reports: list[Report] = []
+    if path.exists():  # else looking would leave an empty file
+        with Results(path) as stored:
+            reports = stored.reports(assignment)
     if not reports:
-        _refuse("There are no results yet: run `autograder grade PATH` first.")
+        _refuse(f"There are no results in {path} yet: run `autograder grade PATH` first.")
     return reports
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import atexit
 import collections
-import concurrent.futures
+import concurrent.futures.process  # a submodule that is not there unless it is asked for
+import contextlib
 import dataclasses
 import functools
 import multiprocessing
 import os
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -21,6 +24,7 @@ from typing import Any, Self
 
 import pytest
 import torch
+from _pytest.assertion.rewrite import AssertionRewritingHook
 from _pytest.config import _prepareconfig
 from _pytest.outcomes import Failed
 
@@ -41,9 +45,27 @@ CURRENT = pytest.StashKey[Student]()
 
 def student_of(submission: Submission, assignment: Assignment, jail: Jail, tests: ModuleType) -> Student:
     """The trusted view of a submission. `tests` is the module of hidden tests, for what it reserves."""
-    reserved = [name for names in getattr(tests, "RESERVED", {}).values() for name in names]
+    reserved = _reserved(tests)
     cells = [("set-up", "", assignment.set_up), *submission.cells]
     return Student(jail, cells, assignment.stand_ins, reserved)
+
+
+def _reserved(tests: ModuleType) -> list[str]:
+    return [name for names in getattr(tests, "RESERVED", {}).values() for name in names]
+
+
+def _borrowed(submission: Submission, tests: ModuleType) -> list[str]:
+    """Sentences about code that names what it should build. They are for a person: no mark depends on them.
+
+    Reserved functions raise, but nothing in a student's own process can be hidden from the student for good.
+    """
+    names = {name.rpartition(".")[2] for name in _reserved(tests)}
+    return [
+        f"The code of {cell} names {name}, which is what this chapter asks to build: a person should look."
+        for cell, _, source in submission.cells
+        for name in sorted(names)
+        if re.search(rf"\b{name}\b", re.sub(r"#[^\n]*", "", source))
+    ]
 
 
 class Grader:
@@ -66,7 +88,8 @@ class Grader:
         self._config._do_configure()
         self._session = pytest.Session.from_config(self._config)
         self._config.hook.pytest_sessionstart(session=self._session)
-        self._config.hook.pytest_collection(session=self._session)
+        with _plain_asserts():
+            self._config.hook.pytest_collection(session=self._session)
         self.tests: list[pytest.Function] = [item for item in self._session.items if isinstance(item, pytest.Function)]
         if not self.tests:
             raise JailError(f"No hidden test of {assignment.name} could be collected from {assignment.tests.name}.")
@@ -107,7 +130,7 @@ class Grader:
                 ExerciseResult(exercise, self.assignment.points[exercise], tuple(results[exercise]))
                 for exercise in chosen
             ),
-            submission.notices,
+            (*submission.notices, *_borrowed(submission, self.tests[0].module)),
             tuple(runs),
         )
 
@@ -142,6 +165,8 @@ class Grader:
             runs = student._cell_runs()
         except WorkerLost:  # every single cell was lost; the tests will tell
             return [run for run in student._runs.values() if run.cell != "set-up"]
+        if student._lost_cell(runs[0]):
+            raise RuntimeError(f"the set-up cell was {runs[0].error} Is the machine too busy?")
         if runs[0].error:
             raise JailError(f"The set-up cell of {self.assignment.name} fails in the jail: {runs[0].error}")
         return runs[1:]
@@ -213,6 +238,17 @@ class Grader:
                         self._mistakes[exercise, test.name].append((mistake.says, student._transcript))
             finally:
                 student._close()
+
+
+@contextlib.contextmanager
+def _plain_asserts() -> Iterator[None]:
+    """Inside another pytest, its import hook would write the values of each assert, expected or not, into messages."""
+    hooks = [finder for finder in sys.meta_path if isinstance(finder, AssertionRewritingHook)]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if finder not in hooks]
+    try:
+        yield
+    finally:
+        sys.meta_path[:0] = hooks
 
 
 def _expected_error(error: Failed) -> str:
@@ -311,7 +347,7 @@ def grade_class(
     files = collections.Counter((file.student, file.assignment) for _, _, file in handed_in)
     for item, loaded, file in handed_in:
         if (count := files[file.student, file.assignment]) > 1:
-            reason = f"{item.path.name} is one of {count} files of {file.student} for {loaded.name}: keep the one that counts."
+            reason = f"{item.path.name} is one of {count} files of {file.student} for {loaded.name}: keep one of them."
             ungraded.append(Ungraded(item, clean(reason)))
             continue
         results.saw(file, item.path)

@@ -159,7 +159,7 @@ class Student:
                 worker.ask(wire.Prepare(worker.number(), self._stand_ins, self._reserved))
                 for cell, exercise, source in self._cells:
                     known = self._runs.get(cell)
-                    if known and known.error.startswith(_LOST):
+                    if known and self._lost_cell(known):
                         continue
                     try:
                         ran = worker.ask(wire.Run(worker.number(), cell, source))
@@ -173,9 +173,14 @@ class Student:
                 self._worker = worker
             except WorkerLost:
                 self._count(worker)
-                if all(run.error.startswith(_LOST) for run in self._runs.values()):
+                if all(self._lost_cell(run) for run in self._runs.values()):
                     raise
         return self._worker
+
+    @staticmethod
+    def _lost_cell(run: CellRun) -> bool:
+        """Whether this cell cost its worker, so that it is left out of the next one."""
+        return run.error.startswith(_LOST)
 
     def _count(self, worker: Worker) -> None:
         self._seconds += worker.seconds

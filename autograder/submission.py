@@ -139,9 +139,10 @@ def from_sources(name: str, assignment: Assignment, sources: Sequence[tuple[str,
 def _refuse_odd_names(student: str) -> None:
     """Two names that look the same would be one student, and one would get the other's marks."""
     if len(student) > MAX_NAME or not all(c.isprintable() or unicodedata.category(c) == "Zs" for c in student):
+        shown = " ".join(clean(student, 40).split())
         raise NotebookError(
-            f"“{clean(student, 40)}” cannot be a student's name: it is longer than {MAX_NAME} characters "
-            "or holds some that cannot be printed. Rename the folder or the file."
+            f"“{shown}” cannot be a student's name: it is longer than {MAX_NAME} characters or holds some that "
+            "cannot be printed. Rename the folder or the file."
         )
 
 

@@ -58,10 +58,10 @@ class Experiment:
         config = {**self.config, **(self.reduced if reduced else {})}
         seeds = list(self.seeds[:3] if reduced else self.seeds)
         with _one_thread():
-            cpu, wall = _cpu_seconds(), time.perf_counter()
-            found = self.run(config, seeds)
-            cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - wall
             surroundings = environment(f"experiments/{self.name}.py", "solutions")
+            cpu, wall = _cpu_seconds(), time.perf_counter()
+            found = _plain(self.run(config, seeds))
+            cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - wall
         return _plain(
             {
                 "name": self.name,

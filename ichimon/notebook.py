@@ -313,7 +313,16 @@ def _classified(kind: Kind, source: str, raw: Mapping[str, Any], declared: Mappi
 
 def _jupytext(path: Path) -> Any:
     text = _text(path)
-    import jupytext  # takes a second, and no reader of an .ipynb needs it
+    # what jupytext imports would build a grammar for addresses, which takes longer than all the rest and serves nobody here
+    slow = "rfc3987_syntax"
+    skipped = slow not in sys.modules
+    if skipped:
+        sys.modules[slow] = None  # type: ignore[assignment]  # jsonschema goes without
+    try:
+        import jupytext
+    finally:
+        if skipped:
+            del sys.modules[slow]
 
     # comments such as "# cat the heads" are comments: jupytext would uncomment them as shell commands
     percent = {"extension": ".py", "format_name": "percent", "comment_magics": False}

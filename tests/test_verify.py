@@ -37,6 +37,33 @@ def test_what_was_judged_is_not_judged_again(name: str, monkeypatch: pytest.Monk
         verify.verify(name, afresh=True)
 
 
+def test_every_chapter_is_whole() -> None:
+    assert list(verify.strays()) == []
+
+
+def test_a_chapter_that_is_not_whole_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "solutions").mkdir()
+    (tmp_path / "solutions" / "90-tiny.py").touch()
+    monkeypatch.setattr(assignments, "SOLUTIONS", tmp_path / "solutions")
+    said = list(verify.strays())
+    assert "solutions/90-tiny.py has no hidden tests: write autograder/tests/test_90_tiny.py." in said
+    for name in CHAPTERS:
+        assert f"autograder/mistakes/{name}.py belongs to no file in solutions/." in said
+        assert f"autograder/tests/test_{name.replace('-', '_')}.py belongs to no file in solutions/." in said
+
+
+@pytest.mark.parametrize("error", [ValueError("a reason"), OSError(2, "a reason"), SyntaxError("a reason")])
+def test_a_chapter_that_cannot_be_read_is_a_problem_and_no_traceback(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(verify, "load", fail)
+    (problem,) = verify.verify("90-tiny").problems
+    assert "a reason" in problem
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_the_starter_is_what_students_get(name: str) -> None:
     given = {cell.id: cell.source for cell in notebook.cells(COURSE / "notebooks" / name / f"{name}.ipynb")}
@@ -203,6 +230,7 @@ FORMS = {
     },
     "half has nothing in alternatives/": {"alternatives": ALTERNATIVES[:1]},
     "alternative “halve: x” is for an exercise": {"alternatives": (*ALTERNATIVES, Variant("halve", "x", ""))},
+    "“return x * 3” has no reason": {"equivalents": (msgspec.structs.replace(KEPT, because=" "),)},
     "equivalents: there is no exercise 'halve'": {"equivalents": (Equivalent("halve", "", "", ""),)},
 }
 

@@ -37,7 +37,7 @@ from autograder.variants import Variant
 CACHE = COURSE / "_build" / "cache" / "verify"
 EQUIVALENTS = variants.FOLDER / "equivalents"
 MIN_MISTAKES, MIN_CAUGHT = 3, 0.95
-MUTANT_CPU_SECONDS, MUTANT_WALL_SECONDS = 2.0, 10.0  # less than a student has: many mutants may loop
+MUTANT_CPU_SECONDS = 2.0  # less than a student has: many mutants may loop
 CASES_WORTH_A_PROCESS = 25  # a grader takes some seconds to start
 
 
@@ -112,10 +112,15 @@ def main(names: Sequence[str] | None = None, *, afresh: bool = False) -> int:
     `afresh` forgets what was judged before. Raises UnknownAssignment with a sentence.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     passed = True
-    for name in names or assignments.names():
+    if names is None:
+        for problem in strays():
+            console.print(f"[red]✗[/red] {escape(problem)}", soft_wrap=True)
+            passed = False
+    for name in assignments.names() if names is None else names:
         with console.status(f"judging the answers to {name}"):
             found = verify(name, afresh=afresh)
         _print(found, console)
@@ -123,14 +128,23 @@ def main(names: Sequence[str] | None = None, *, afresh: bool = False) -> int:
     return 0 if passed else 1
 
 
-def verify(name: str, *, afresh: bool = False, workers: int = 2) -> Verdict:
-    """Judge one chapter by all gates. Nothing is judged while the files do not fit together."""
-    chapter = load(name)
-    problems = form_problems(chapter)
+def verify(name: str, *, afresh: bool = False, workers: int = 0) -> Verdict:
+    """Judge one chapter by all gates, in `workers` processes (by default one a core, at most 4).
+
+    Nothing is judged while its files cannot be read or do not fit together. Raises UnknownAssignment with a sentence.
+    """
+    try:
+        chapter = load(name)
+        problems = form_problems(chapter)
+    except ValueError as error:  # a sentence of ours
+        return Verdict(name, (), (str(error),))
+    except (SyntaxError, OSError) as error:
+        return Verdict(name, (), (f"A file of this chapter cannot be read: {error}.",))
     if problems:
         return Verdict(name, (), tuple(problems))
     every = list(cases(chapter))
-    return judge(chapter, list(zip(every, _reports(chapter, every, afresh, workers), strict=True)))
+    reports = _reports(chapter, every, afresh, workers or min(4, os.cpu_count() or 1))
+    return judge(chapter, list(zip(every, reports, strict=True)))
 
 
 def load(name: str) -> Chapter:
@@ -163,6 +177,18 @@ def equivalents(name: str) -> tuple[Equivalent, ...]:
 # -- do the files fit together? -------------------------------------------------------------------------------------
 
 
+def strays() -> Iterator[str]:
+    """Files of chapters that are not whole: a source without hidden tests, or what belongs to no source."""
+    solutions = {path.stem for path in assignments.SOLUTIONS.glob("*.py")}
+    for name in sorted(solutions - set(assignments.names())):
+        yield f"solutions/{name}.py has no hidden tests: write autograder/tests/test_{name.replace('-', '_')}.py."
+    expected = {f"test_{name.replace('-', '_')}" for name in solutions}
+    beside = {folder: variants.FOLDER / folder for folder in ("mistakes", "alternatives", "equivalents")}
+    found = [(f"tests/{path.name}", path.stem in expected) for path in assignments.TESTS.glob("test_*.py")]
+    found += [(f"{name}/{path.name}", path.stem in solutions) for name, at in beside.items() for path in at.glob("*.*")]
+    yield from (f"autograder/{name} belongs to no file in solutions/." for name, known in sorted(found) if not known)
+
+
 def hidden_tests(source: str) -> list[HiddenTest]:
     """The tests in a file of hidden tests."""
     found = []
@@ -190,11 +216,7 @@ def form_problems(chapter: Chapter) -> list[str]:
         *_test_problems(tests, chapter.tests, exercises),
         *_mistake_problems(chapter.mistakes, tests, exercises),
         *_alternative_problems(chapter.alternatives, exercises),
-        *(
-            f"equivalents: there is no exercise {e.exercise!r}."
-            for e in chapter.equivalents
-            if e.exercise not in exercises
-        ),
+        *_equivalent_problems(chapter.equivalents, exercises),
     ]
 
 
@@ -248,6 +270,14 @@ def _alternative_problems(alternatives: Sequence[Variant], exercises: Sequence[s
             yield f"The alternative “{alternative.exercise}: {alternative.title}” is for an exercise that is not there."
 
 
+def _equivalent_problems(equivalents: Sequence[Equivalent], exercises: Sequence[str]) -> Iterator[str]:
+    for entry in equivalents:
+        if entry.exercise not in exercises:
+            yield f"equivalents: there is no exercise {entry.exercise!r}."
+        if not entry.because.strip():
+            yield f"equivalents: “{entry.after}” has no reason: say why no test should catch it."
+
+
 # -- what is judged, and how ----------------------------------------------------------------------------------------
 
 
@@ -285,8 +315,8 @@ def _reports(chapter: Chapter, every: Sequence[Case], afresh: bool, workers: int
     pending = {key: case for key, case in zip(keys, every, strict=True) if key not in known}
     count = max(1, min(workers, len(pending) // CASES_WORTH_A_PROCESS))
     shares = _shares(pending, count)
-    os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
     if pending:
+        os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
         with ProcessPoolExecutor(count, get_context("spawn")) as pool:
             judged = pool.map(_grade, [name] * count, [[case for _, case in share] for share in shares])
             for share, reports in zip(shares, judged, strict=True):
@@ -309,8 +339,7 @@ def _grade(name: str, share: Sequence[Case]) -> list[Report]:
     from autograder.sandbox.jail import Jail, Limits
 
     assignment = assignments.load(name)
-    ordinary = Limits()
-    short = msgspec.structs.replace(ordinary, cpu_seconds=MUTANT_CPU_SECONDS, wall_seconds=MUTANT_WALL_SECONDS)
+    ordinary, short = Limits(), Limits(cpu_seconds=MUTANT_CPU_SECONDS)
     reports = []
     with Jail(ordinary) as jail, Grader(assignment, jail) as grader:
         for case in share:

@@ -6,6 +6,7 @@ only ever sends data, and the grader trusts none of it.
 
 from __future__ import annotations
 
+import functools
 import io
 import linecache
 import random
@@ -228,12 +229,13 @@ def refuse(obj: Any) -> Any:
 
 def reserve(dotted: str) -> None:
     """Replace a library function by one that says that building it is the exercise."""
-    module_name, name = dotted.rsplit(".", 1)
+    path, name = dotted.rsplit(".", 1)
+    owner = functools.reduce(getattr, path.split(".")[1:], sys.modules[path.split(".")[0]])
 
     def reserved(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(f"{name} is what this exercise asks you to build, so it cannot be called here")
 
-    setattr(sys.modules[module_name], name, reserved)
+    setattr(owner, name, reserved)
 
 
 def where(error: BaseException) -> str:

