@@ -244,8 +244,9 @@ class Student:
         """Why the submission has no such name: its cell failed (an error), or nobody wrote it (unfinished)."""
         failed = [run.error for run in self._runs.values() if run.error and run.exercise in (name, self._exercise)]
         if failed:
-            kind, _, text = failed[-1].partition(": ")
-            error = StudentError(f"{text}, so `{name}` is not defined")
+            kind, text = failed[-1].split(": ", 1) if ": " in failed[-1] else ("Error", failed[-1])
+            of = Unfinished if kind == "NotImplementedError" else StudentError
+            error = of(f"{text}, so `{name}` is not defined")
         else:
             kind, error = "NameError", Unfinished(f"`{name}` is not defined")
         error.types = (kind,)

@@ -55,7 +55,12 @@ from ichimon import measure  # noqa: E402
 NAME = "02-self-attention"
 HERE = Path(__file__).resolve().parent
 CLASS = assignments.COURSE / "examples" / "class"
-LEFT_OUT = {"student-09": "never ends", "student-13": "is another notebook", "student-14": "tries to cheat"}
+LEFT_OUT = {
+    "student-05": "has lost nbgrader's metadata, so stock nbgrader finds nothing to mark",
+    "student-09": "never ends",
+    "student-13": "is another notebook",
+    "student-14": "tries to cheat",
+}
 CPU_GOAL, MEMORY_GOAL, START_GOAL = 0.25, 10.0, 15.0  # seconds a submission, MB a worker, seconds on two quiet cores
 
 METHOD = {
@@ -77,6 +82,8 @@ METHOD = {
     "clearing up are counted. What reading costs is taken off.",
     "cpu_stock": "getrusage of this process and of its children that ended (the kernel).",
     "memory": "Private_Clean + Private_Dirty of the worker in /proc/PID/smaps_rollup just before it is killed.",
+    "marks": "What both give: ours for all hidden tests, stock nbgrader for the visible checks of the same notebook. "
+    "They show that neither side was timed while it failed.",
     "cold": "Whole processes with one submission, from start to exit: `autograder grade` (imports, jail, self-test, "
     "collecting) and `nbgrader autograde`. Wall time.",
     "profile": "Extra rounds with a stopwatch around each part, each part without those inside it; a submission's mean "
@@ -424,7 +431,7 @@ def goal(measured: float, at_most: float) -> dict[str, Any]:
 
 
 def handed_in(folder: Path, source: str) -> dict[str, Path]:
-    """The reference as a submission, and the sample class without those that are not honest work."""
+    """The reference as a submission, and the sample class without those that cannot be compared."""
     reference = folder / "reference.ipynb"
     reference.write_text(source, encoding="utf-8")
     sample = {path.parents[1].name: path for path in sorted(CLASS.glob(f"*/{NAME}/{NAME}.ipynb"))}

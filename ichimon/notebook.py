@@ -313,7 +313,7 @@ def _classified(kind: Kind, source: str, raw: Mapping[str, Any], declared: Mappi
 
 def _jupytext(path: Path) -> Any:
     text = _text(path)
-    # what jupytext imports would build a grammar for addresses, which takes longer than all the rest and serves nobody here
+    # jupytext imports something that would build a grammar for addresses: it takes longer than all the rest, for nobody
     slow = "rfc3987_syntax"
     skipped = slow not in sys.modules
     if skipped:

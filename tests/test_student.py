@@ -120,8 +120,10 @@ def test_what_is_not_written_yet_is_told_apart_from_an_error(make: Make) -> None
             getattr(student, name)()
         assert said in raised.value.sentence
     student._begin("e1")
-    with pytest.raises(Unfinished, match="its cell did not run: SyntaxError"):
+    with pytest.raises(StudentError, match="so `g` is not defined") as raised:
         student.g()
+    assert not isinstance(raised.value, Unfinished), "its cell was written, and failed"
+    assert raised.value.sentence.startswith("SyntaxError: invalid syntax (line 1)")
 
 
 def test_a_hanging_call_costs_its_own_exercise_alone(make: Make) -> None:
