@@ -38,8 +38,8 @@ course: book jail ## Notebooks, book, and the class graded: submitted/, or the s
 
 .PHONY: serve
 serve: book ## The book on http://localhost:8000 (another port: make serve PORT=9000)
-	@echo "The book is at http://localhost:$(PORT), Ctrl-C ends it."
-	@python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html >/dev/null 2>&1
+	@echo "The book is at http://localhost:$(PORT). Ctrl-C ends it."
+	@python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 .PHONY: doctor
 doctor: $(ENVIRONMENT) jail ## Whether this machine can lock submissions in, layer by layer
@@ -87,8 +87,9 @@ verify: $(ENVIRONMENT) jail ## The gates: do the hidden tests deserve trust?
 	@autograder verify
 
 .PHONY: experiments
-experiments: $(ENVIRONMENT) ## Every number in the book, measured again (an hour or so)
-	@for script in experiments/c*.py; do echo "$$script"; python "$$script"; done
+experiments: $(ENVIRONMENT) ## Every number in the book, measured again
+	@python -c 'import glob, json; print("The last run took %.0f minutes." % (sum(json.load(open(f))["wall_seconds"] for f in glob.glob("experiments/results/*.json")) / 60))'
+	@for script in experiments/c*.py; do python "$$script"; done
 
 .PHONY: clean
 clean: ## Delete what can be made again; never marks, results or anybody's work

@@ -6,6 +6,7 @@ again finds it; a changed test changes the key of its own exercise alone.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Self
 
 import msgspec
 
+from autograder import assignment as assignments
 from autograder.assignment import COURSE, Assignment, environment_sha
 from autograder.report import CellRun, ExerciseResult, Report
 from autograder.submission import Submission
@@ -81,7 +83,7 @@ class Results:
         self._write(
             "INSERT INTO submissions VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT DO UPDATE SET path = excluded.path, seen_at = excluded.seen_at",
-            [(file.student, file.assignment, file.sha, str(path), time.time())],
+            [(file.student, file.assignment, file.sha, os.fsencode(path).decode(errors="replace"), time.time())],
         )
 
     def add(self, report: Report, assignment: Assignment) -> None:
@@ -127,16 +129,22 @@ class Results:
         ).fetchone()
         if not verdicts or run is None:
             return None
-        latest = {exercise: msgspec.json.decode(result, type=ExerciseResult) for exercise, result in verdicts}
+        latest = dict(verdicts)
+        known = assignments.load(assignment).points if assignment in assignments.names() else latest
         notices, cells = run
-        return Report(
-            student,
-            assignment,
-            sha,
-            tuple(latest.values()),
-            msgspec.json.decode(notices, type=tuple[str, ...]),
-            msgspec.json.decode(cells, type=tuple[CellRun, ...]),
-        )
+        try:
+            return Report(
+                student,
+                assignment,
+                sha,
+                tuple(msgspec.json.decode(latest[name], type=ExerciseResult) for name in known if name in latest),
+                msgspec.json.decode(notices, type=tuple[str, ...]),
+                msgspec.json.decode(cells, type=tuple[CellRun, ...]),
+            )
+        except msgspec.MsgspecError:
+            raise ResultsError(
+                f"{self.path} holds results that this version cannot read. Give another --results."
+            ) from None
 
     def reports(self, assignment: str = "") -> list[Report]:
         """The latest report of every student, for one assignment or for all."""

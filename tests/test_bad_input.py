@@ -254,6 +254,32 @@ def test_a_read_only_folder_for_results_is_a_sentence(command: Command, tmp_path
     assert "cannot be used for results" in ran.err
 
 
+def test_a_folder_whose_name_is_no_text_above_the_class_disturbs_nothing(command: Command, tmp_path: Path) -> None:
+    hand_in(tmp_path / os.fsdecode(b"caf\xe9"), "ada", saved(notebook(cells=[])))
+    ran = command("grade", tmp_path, "--results", tmp_path / "results.sqlite")
+    assert ran.code == 0
+    assert "\nada " in ran.out
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        ("UPDATE verdicts SET result = '{}'", "holds results that this version cannot read. Give another --results."),
+        ("DROP TABLE verdicts", "There are no results in"),
+    ],
+)
+def test_damaged_results_are_told_in_a_sentence(
+    damage: str, sentence: str, command: Command, tmp_path: Path, results: Path, ran: Ran
+) -> None:
+    copy = shutil.copy(results, tmp_path / "results.sqlite")
+    with sqlite3.connect(copy) as db:
+        db.execute(damage)
+    db.close()
+    shown = command("show", "--results", copy)
+    assert (shown.code, shown.out) == (2, "")
+    assert sentence in shown.err
+
+
 def test_results_that_can_no_longer_be_written_lose_nothing(
     command: Command, tmp_path: Path, results: Path, ran: Ran
 ) -> None:

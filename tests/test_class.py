@@ -142,6 +142,15 @@ def test_grading_again_grades_nothing_anew(
     assert verdicts(results) == verdicts(graded.results)
 
 
+def test_a_verdict_of_an_exercise_that_is_no_more_counts_for_nothing(graded: Graded, tmp_path: Path) -> None:
+    results = Path(shutil.copy(graded.results, tmp_path / "results.sqlite"))
+    with sqlite3.connect(results) as db:
+        db.execute("UPDATE verdicts SET exercise = 'renamed' WHERE exercise = 'causal_mask'")
+    db.close()
+    with Results(results) as stored:
+        assert {report.max_points for report in stored.reports()} == {17}
+
+
 def test_neighbours_get_the_same_without_the_loop_the_wrong_file_and_the_cheat(
     graded: Graded, command: Command, tmp_path: Path
 ) -> None:
