@@ -53,7 +53,7 @@ notebooks: $(ENVIRONMENT) ## solutions/ -> notebooks/, those that changed
 
 .PHONY: book
 book: notebooks ## The book into _build/html, if anything it is made of changed
-	@$(MAKE) $(BOOK)
+	@$(MAKE) -s $(BOOK)
 
 $(BOOK): $(BOOK_SOURCES)
 	@echo "Building the book ..."

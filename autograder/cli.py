@@ -41,7 +41,7 @@ app = typer.Typer(
     wrong.
     """,
 )
-out = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 140)
+out = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 180)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ResultsFile = Annotated[

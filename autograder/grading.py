@@ -138,6 +138,7 @@ class Grader:
         return self._marker(test).args[0]
 
     def close(self) -> None:
+        self._session._setupstate.teardown_exact(None)
         self._config.hook.pytest_sessionfinish(session=self._session, exitstatus=0)
         self._config._ensure_unconfigure()
 
@@ -211,7 +212,7 @@ class Grader:
         except Exception as error:
             return Outcome.CRASHED, type(error).__name__
         finally:
-            state.teardown_exact(None)
+            state.teardown_exact(self.tests[test is self.tests[0]])
 
     def _mistake(self, test: pytest.Function, transcript: list[Any]) -> str:
         """What to tell a student whose code answered this whole test exactly as a known mistake does, else ""."""

@@ -6,9 +6,10 @@ in ten the word right after it fits the sense ("creaks" or "pinch"). Every sente
 
 A one-layer language model learns to predict the next word; nobody tells it a sense. Then a linear probe (logistic
 regression) reads the sense from the vector at the homophone. Compared: a trained model without attention, attention as
-initialised, and trained attention. Control: the last again, with probes fitted to shuffled labels. The learning rate is
-chosen by validation loss on a seed of its own, the probe's penalty by validation accuracy; what is reported comes
-from sentences that neither model nor probe has seen.
+initialised, and trained attention. Control: the last again, with probes fitted to shuffled labels, 40 times (10 in a
+first run, which left the control's interval too wide to be judged). The learning rate is chosen by validation loss on a
+seed of its own, the probe's penalty by validation accuracy; what is reported comes from sentences that neither model
+nor probe has seen.
 
 A probe shows that the sense can be read there, not that the model uses it. So each cue of hashi is also replaced by a
 filler, and we watch how much of the probability of the next word stays with words that fit the sense. Not part of the

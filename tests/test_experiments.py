@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ichimon.measure import EXPERIMENTS, Experiment, results
+from ichimon.measure import EXPERIMENTS, ROOT, Experiment, results
 
 SCRIPTS = sorted(EXPERIMENTS.glob("*.py"))
 NAMES = [script.stem for script in SCRIPTS]
@@ -77,6 +77,8 @@ def test_a_strong_claim_points_the_same_way_in_a_reduced_run(name: str) -> None:
     assert record["verdict"] in ("strong", "weak"), record["results"]
 
 
-def test_every_published_figure_names_its_source() -> None:
+def test_every_published_figure_names_a_source_of_the_bibliography() -> None:
     figures = json.loads((EXPERIMENTS / "published.json").read_text(encoding="utf-8"))
+    bibliography = (ROOT / "book" / "references.bib").read_text(encoding="utf-8")
     assert all({"value", "unit", "source", "where", "paper"} == set(figure) for figure in figures.values())
+    assert all(f"{{{figure['source']}," in bibliography for figure in figures.values())

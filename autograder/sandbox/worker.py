@@ -151,7 +151,7 @@ class Worker:
             self.namespace[name] = value
         random.seed(request.seed)
         np.random.seed(request.seed)
-        torch.manual_seed(request.seed)
+        torch.default_generator.manual_seed(request.seed)
 
     def call(self, request: wire.Call) -> wire.Answer:
         inputs: list[torch.Tensor] = []

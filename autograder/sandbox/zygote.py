@@ -18,6 +18,9 @@ import socket
 import sys
 from typing import Any
 
+import wire  # type: ignore[import-not-found]
+import worker  # type: ignore[import-not-found]
+
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWIPC = 0x00020000, 0x10000000, 0x20000000, 0x08000000
 CLONE_THREAD = 0x00010000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 16384, 1 << 18
@@ -139,9 +142,6 @@ def confine(channel: socket.socket, limits: dict[str, int], syscalls: Any) -> No
 def serve_one(channel: socket.socket, limits: dict[str, int], syscalls: Any) -> None:
     """In the zygote's child: start the worker, hand its pidfd over, wait, tell how it
     ended."""
-    import wire  # type: ignore[import-not-found]
-    import worker  # type: ignore[import-not-found]
-
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the zygote ignores it so that its children are reaped
     new_namespaces()
     go_read, go_write = os.pipe()
@@ -150,6 +150,7 @@ def serve_one(channel: socket.socket, limits: dict[str, int], syscalls: Any) -> 
         try:
             os.close(go_write)
             os.read(go_read, 1)  # until the grader holds the pidfd
+            gc.enable()
             confine(channel, limits, syscalls)
             worker.Worker(wire.Channel(channel)).serve()
         finally:
@@ -177,6 +178,8 @@ def warm_up() -> None:
     import torch.fx.experimental.symbolic_shapes
     import torch.utils.flop_counter
 
+    import numpy.random
+
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
     x = torch.randn(4, 4, requires_grad=True)
@@ -184,17 +187,69 @@ def warm_up() -> None:
     torch.nn.Linear(4, 4)(x).softmax(-1).sum().backward()
 
 
+REHEARSAL = """
+import torch
+from torch import nn
+class Layer(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.proj = nn.Linear(d, d, bias=False)
+    def forward(self, x, mask=None):
+        q = self.proj(x).unflatten(-1, (2, -1)).transpose(-2, -3)
+        scores = q @ q.mT / q.shape[-1] ** 0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return (torch.nan_to_num(scores.softmax(-1)) @ q).transpose(-2, -3).flatten(-2).contiguous()
+def ones(n):
+    return torch.ones(n, n, dtype=torch.bool).tril()
+"""
+
+
+def rehearse() -> None:
+    """Answer what a worker is typically asked, so that what this touches first is touched here and shared by all."""
+    import torch
+
+    main = sys.modules["__main__"]
+    actor = worker.Worker(None)
+
+    def ask(request: Any) -> Any:
+        reply = actor.answer(wire.read_request(wire.frame(request)[4:]))
+        return wire.read_reply(wire.frame(reply)[4:])
+
+    def value(obj: Any) -> Any:
+        return wire.encode(obj, lambda item: item)
+
+    ask(wire.Run(1, "rehearsal", REHEARSAL))
+    for _ in range(8):  # until the interpreter has specialised the code
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            ask(wire.Begin(1, 0, ""))
+            ask(wire.Get(1, None, "Layer"))
+            mask = ask(wire.Call(1, "ones", [4], [], True)).value
+            layer = ask(wire.Call(1, "Layer", [8], [], True)).value
+            to = ask(wire.Get(1, layer, "to")).value
+            ask(wire.Call(1, to, [value(dtype)], [], True))
+            state = ask(wire.Call(1, ask(wire.Get(1, layer, "state_dict")).value, [], [], True)).value
+            ask(wire.Call(1, ask(wire.Get(1, layer, "load_state_dict")).value, [state], [], True))
+            x = value(torch.ones(2, 4, 8, dtype=dtype, requires_grad=True))
+            y = ask(wire.Call(1, layer, [x, mask], [], True))
+            ask(wire.Backward(1, y.graph, [value(torch.ones(2, 4, 8, dtype=dtype))]))
+            ask(wire.Grads(1, layer))
+            ask(wire.Fetch(1, ask(wire.Keep(1, x)).value))
+    sys.modules["__main__"] = main
+
+
 def main() -> None:
+    gc.disable()
     limits = json.loads(sys.argv[1])
     control = socket.socket(fileno=int(sys.argv[2]))
     sys.argv = [""]
     syscalls = make_filter()
     warm_up()
+    rehearse()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     threads = len(os.listdir("/proc/self/task"))
     with open("/proc/self/statm") as file:
         limits["address_space"] += int(file.read().split()[0]) * resource.getpagesize()
-    gc.collect()
     gc.freeze()  # a child's garbage collection then touches, and so copies, none of the pages it shares with the zygote
     control.sendall(bytes([threads]))
     while True:
