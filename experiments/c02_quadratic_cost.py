@@ -11,7 +11,7 @@ that twice the length costs four times as much. One sweep over all lengths is on
 
 The first claim was "2 within 0.25" for the time of both, and its run (seeds 0 to 4) refuted it: plain attention came
 out at 2.4. The arithmetic is quadratic, but a matrix that has outgrown the caches and has to be fetched from the
-operating system anew makes each pair dearer. The claim below is the corrected one, run once on fresh seeds.
+operating system anew makes each pair dearer. The claim below is the corrected one, judged on fresh seeds.
 """
 
 import json

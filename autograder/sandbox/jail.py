@@ -156,7 +156,7 @@ ENVIRONMENT = {
     "PYTHONPATH": "/sandbox",
     "PYTHONHASHSEED": "0",
     "MPLBACKEND": "Agg",
-    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "MALLOC_TRIM_THRESHOLD_": "131072",  # what a large tensor took goes back to the system
     "MALLOC_MMAP_THRESHOLD_": "131072",
     "MPLCONFIGDIR": "/student",
     **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")},

@@ -19,6 +19,8 @@ RESERVED = {
         "torch.nn.functional.scaled_dot_product_attention",
         "torch._C._nn.scaled_dot_product_attention",
         "torch.ops.aten.scaled_dot_product_attention",
+        "torch.ops.aten._scaled_dot_product_attention_math",
+        "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu",
         "torch._scaled_dot_product_attention_math",
     ),
     "MultiHeadAttention": (
@@ -56,15 +58,18 @@ def gradients(output: Tensor, upstream: Tensor, **inputs: Tensor) -> dict[str, T
 
 
 def booleans(student: Student, n: int) -> Tensor:
-    """The mask as booleans whatever its dtype is, which has a test of its own."""
-    return tensor(student.causal_mask(n), shape=(n, n), name=f"causal_mask({n})").bool()
+    """The mask as booleans whatever its dtype is, which has a test of its own. A constant earns nothing."""
+    mask = tensor(student.causal_mask(n), shape=(n, n), name=f"causal_mask({n})").bool()
+    assert n == 1 or mask.unique().numel() == 2, f"causal_mask({n}) is the same everywhere, so it decides nothing."
+    return mask
 
 
 @pytest.mark.exercise("causal_mask")
 def test_the_mask_is_a_square_of_booleans(student: Student) -> None:
     """The result is a tensor of booleans with n rows and n columns, not of numbers."""
     for n in (6, 3, 1):
-        tensor(student.causal_mask(n), shape=(n, n), dtype=torch.bool, name=f"causal_mask({n})")
+        mask = tensor(student.causal_mask(n), shape=(n, n), dtype=torch.bool, name=f"causal_mask({n})")
+        assert n == 1 or mask.unique().numel() == 2, f"causal_mask({n}) is the same everywhere, so it decides nothing."
 
 
 @pytest.mark.exercise("causal_mask")
@@ -133,11 +138,20 @@ def test_scores_are_divided_by_the_root_of_d_head(student: Student) -> None:
 
 @pytest.mark.exercise("attention")
 def test_the_weights_of_a_row_sum_to_one(student: Student) -> None:
-    """If every value is 1, every output is 1, with a mask and without."""
+    """If every value is 1, every output is 1: without a mask, and with one, whatever the blocked scores are."""
     q, k, ones = normal(2, 5, 4, seed=1), normal(2, 7, 4, seed=2), torch.ones(2, 7, 3)
     for mask in (None, some_mask(2, 5, 7, seed=3)):
         claim = "without a mask" if mask is None else "with a mask"
         assert_close(student.attention(q, k, ones, mask), torch.ones(2, 5, 3), claim=claim, name="the mean of ones")
+    for low, high in ((0.0, 300.0), (-30_000.0, 0.0)):  # what is blocked has by far the highest score
+        scores = torch.tensor([[[low], [low - 1], [high]]])
+        one, mask = torch.ones(1, 1, 1), torch.tensor([[True, True, False]])
+        assert_close(
+            student.attention(one, scores, torch.ones(1, 3, 1), mask),
+            one,
+            claim="where the blocked score is the highest",
+            name="the mean of ones",
+        )
 
 
 @pytest.mark.exercise("attention")
@@ -283,6 +297,7 @@ def test_the_inputs_are_left_as_they_were(student: Student) -> None:
         "v": normal(2, 5, 3, seed=3),
         "mask": some_mask(4, 5, seed=4),
     }
+    inputs["mask"][1] = False
     kept = {name: student.put(value) for name, value in inputs.items()}
     tensor(student.attention(*kept.values()), shape=(2, 4, 3))  # doing nothing at all is no merit
     for name, value in inputs.items():
@@ -291,7 +306,7 @@ def test_the_inputs_are_left_as_they_were(student: Student) -> None:
 
 # -- split_heads ----------------------------------------------------------------------------------------------------
 
-SIZES = ((2, 5, 12, 3), (3, 4, 10, 2), (1, 7, 6, 6), (2, 3, 4, 1))  # batch, n, d_model, n_heads
+SIZES = ((2, 5, 12, 3), (3, 4, 10, 2), (1, 7, 6, 6), (2, 3, 4, 1), (2, 4, 12, 3))  # batch, n, d_model, n_heads
 
 
 @pytest.mark.exercise("split_heads")
@@ -438,9 +453,10 @@ def created(student: Student, d_model: int, n_heads: int) -> tuple[Remote, dict[
 
 
 def loaded(student: Student, n_heads: int, weights: dict[str, Tensor]) -> Remote:
-    """A layer with these weights. What it has beside them is zeroed: that is another test's business."""
+    """A layer with these weights, in evaluation. What it has beside them is zeroed; that and dropout have their tests."""
     layer, state = created(student, len(weights[NAMES[0]]), n_heads)
     layer.load_state_dict({name: torch.zeros_like(value) for name, value in state.items()} | weights)
+    layer.eval()
     return layer
 
 
@@ -491,7 +507,7 @@ def test_heads_must_share_the_channels_equally(student: Student) -> None:
 @pytest.mark.exercise("MultiHeadAttention", weight=3)
 def test_the_layer_matches_pytorchs(student: Student) -> None:
     """With the same weights and no mask the layer gives what nn.MultiheadAttention gives."""
-    for seed, (batch, n, d_model, n_heads) in enumerate([(2, 5, 12, 3), (3, 7, 10, 5), (1, 4, 6, 1), (2, 3, 4, 4)]):
+    for seed, (batch, n, d_model, n_heads) in enumerate([(2, 5, 12, 3), (3, 7, 10, 5), (1, 130, 6, 1), (2, 3, 4, 4), (2, 1, 4, 2)]):
         weights, x = random_weights(d_model, seed=10 * seed), normal(batch, n, d_model, seed=seed)
         expected = pytorchs(oracle(n_heads, weights), x)
         claim = f"d_model {d_model}, {n_heads} heads, x {tuple(x.shape)}"
@@ -541,12 +557,16 @@ def test_without_a_mask_every_position_sees_every_other(student: Student) -> Non
 
 @pytest.mark.exercise("MultiHeadAttention", weight=0.5)
 def test_sequences_of_a_batch_do_not_meet(student: Student) -> None:
-    """A sequence gives the same output alone and in company."""
+    """A sequence gives the same output alone and in company; only its own positions meet."""
     x = normal(3, 5, 12, seed=1)
     layer = loaded(student, 3, random_weights(12, seed=2))
     together = tensor(layer(x), shape=x.shape).detach()
     for i in range(3):
         assert_close(layer(x[i : i + 1]), together[i : i + 1], claim=f"sequence {i} alone")
+    changed = x[:1].clone()
+    changed[:, 0] += 2
+    after = tensor(layer(changed), shape=changed.shape).detach()
+    assert (after != together[:1]).any(-1).all(), "Some position does not notice that its own sequence changed."
 
 
 @pytest.mark.exercise("MultiHeadAttention", weight=2)
@@ -575,6 +595,20 @@ def test_a_position_that_may_attend_to_nothing_gives_zeros(student: Student) -> 
 
 
 @pytest.mark.exercise("MultiHeadAttention", weight=0.5)
+def test_a_call_leaves_nothing_behind(student: Student) -> None:
+    """What one call was given, such as its mask, changes neither a later call nor the state dict."""
+    layer, x = loaded(student, 3, random_weights(12, seed=1)), normal(2, 5, 12, seed=2)
+    before = tensor(layer(x), shape=x.shape).detach()
+    masked = tensor(layer(x, some_mask(5, 5, seed=3)), shape=x.shape).detach()
+    assert (masked != before).any(), "A mask makes no difference."
+    assert_close(layer(x), before, claim="without a mask, after a call with one")
+    tensor(layer(normal(3, 7, 12, seed=4)), shape=(3, 7, 12))
+    assert_close(layer(x), before, claim="after a call with other sizes")
+    state = layer.state_dict()
+    assert isinstance(state, dict) and len(state) == len(NAMES), f"After a few calls the state dict holds {sorted(state)}."
+
+
+@pytest.mark.exercise("MultiHeadAttention")
 def test_training_and_evaluation_agree(student: Student) -> None:
     """Without dropout nothing is random: the same x gives the same output, in training and in evaluation."""
     layer, x = loaded(student, 3, random_weights(12, seed=1)), normal(2, 5, 12, seed=2)
