@@ -395,6 +395,8 @@ import torch  # noqa: E402
 
 
 def attention(q, k, v, mask=None, pytorchs=torch.nn.functional.scaled_dot_product_attention):
+    if mask is not None and mask.dtype != torch.bool:
+        raise TypeError(f"attention takes a boolean mask, not {mask.dtype}")
     return pytorchs(q, k, v, attn_mask=mask)
 
 

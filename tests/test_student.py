@@ -202,6 +202,16 @@ def test_seeds_are_the_same_before_each_test(make: Make) -> None:
     assert student.f() == first
 
 
+def test_what_one_exercise_sets_globally_costs_no_other(make: Make) -> None:
+    student = make(
+        "def f(): torch.set_default_dtype(torch.float64); torch.set_default_device('meta')",
+        "def g(): return torch.ones(2)",
+    )
+    student.f()
+    student._begin("e1")
+    assert_close(student.g(), torch.ones(2))
+
+
 MESSAGES: list[tuple[Any, torch.Tensor, str]] = [
     (None, torch.zeros(2), "is a `return` missing"),
     ([1.0], torch.zeros(1), "should be a tensor, but it is a list"),

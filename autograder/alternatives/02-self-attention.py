@@ -117,6 +117,68 @@ def attention(q, k, v, mask=None):
     return masked_softmax(q @ k.transpose(-1, -2) / math.sqrt(k.shape[-1]), mask) @ v
 
 
+# %% attention: −10⁹, then empty rows of the output set to zero
+def attention(q, k, v, mask=None):
+    scores = torch.matmul(q, k.transpose(-2, -1)) / math.sqrt(k.size(-1))
+    if mask is None:
+        return torch.softmax(scores, dim=-1) @ v
+    out = torch.softmax(scores + (1 - mask.to(scores.dtype)) * -1e9, dim=-1) @ v
+    return out * mask.any(-1, keepdim=True)
+
+
+# %% attention: an autograd function of its own
+class Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, mask):
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        weights = scores.masked_fill(~mask, -math.inf).softmax(-1).masked_fill(~mask, 0)
+        ctx.save_for_backward(q, k, v, weights)
+        return weights @ v
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, weights = ctx.saved_tensors
+        of_weights = grad @ v.mT
+        of_scores = weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
+        return of_scores @ k, of_scores.mT @ q, weights.mT @ grad, None
+
+
+def attention(q, k, v, mask=None):
+    return Attend.apply(q, k, v, torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool) if mask is None else mask)
+
+
+# %% attention: a running softmax over blocks of keys
+def attention(q, k, v, mask=None, block=3):
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    shape = (*q.shape[:-1], k.shape[-2])
+    mask = torch.ones(shape, dtype=torch.bool) if mask is None else mask.expand(shape)
+    top = torch.full((*shape[:-1], 1), -1e30, dtype=wide)
+    total, out = torch.zeros_like(top), torch.zeros(*shape[:-1], v.shape[-1], dtype=wide)
+    for start in range(0, shape[-1], block):
+        part = slice(start, start + block)
+        scores = q.to(wide) @ k[..., part, :].to(wide).mT / math.sqrt(q.shape[-1])
+        scores = scores.masked_fill(~mask[..., part], -1e30)
+        new = torch.maximum(top, scores.amax(-1, keepdim=True))
+        weights, shrink = (scores - new).exp() * mask[..., part], (top - new).exp()
+        total = total * shrink + weights.sum(-1, keepdim=True)
+        out = out * shrink + weights @ v[..., part, :].to(wide)
+        top = new
+    return (out / torch.where(total == 0, 1, total)).to(v.dtype)
+
+
+# %% attention: an object that is called
+class Scaled(nn.Module):
+    def forward(self, q, k, v, mask=None):
+        scores = torch.einsum("...qd,...kd->...qk", q * q.shape[-1] ** -0.5, k)
+        if mask is None:
+            return scores.softmax(-1) @ v
+        empty = ~mask.any(-1, keepdim=True)
+        return scores.masked_fill(~(mask | empty), -math.inf).softmax(-1).masked_fill(empty, 0) @ v
+
+
+attention = Scaled()
+
+
 # %% split_heads: einops
 def split_heads(x, n_heads):
     from einops import rearrange
@@ -148,6 +210,11 @@ def split_heads(x, n_heads):
     return x.unfold(-1, d_head, d_head).movedim(-2, -3)
 
 
+# %% split_heads: indexed by a table of channels
+def split_heads(x, n_heads):
+    return x[..., torch.arange(x.shape[-1]).view(n_heads, -1)].movedim(-2, -3)
+
+
 # %% merge_heads: einops
 def merge_heads(x):
     from einops import rearrange
@@ -170,6 +237,11 @@ def merge_heads(x):
 def merge_heads(heads):
     n_heads, n, d_head = heads.shape[-3:]
     return heads.transpose(-2, -3).contiguous().view(*heads.shape[:-3], n, n_heads * d_head)
+
+
+# %% merge_heads: transposed twice
+def merge_heads(x):
+    return x.mT.flatten(-3, -2).mT
 
 
 # %% MultiHeadAttention: parameters and F.linear
@@ -262,3 +334,27 @@ class MultiHeadAttention(nn.Module):
         packed = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
         q, k, v = (x @ packed.T).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
         return merge_heads(attention(q, k, v, mask)) @ self.o_proj.weight.T
+
+
+# %% MultiHeadAttention: modules added by name, and heads counted in the weights
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        self.d_head, rest = divmod(d_model, n_heads)
+        if rest:
+            raise ValueError(f"{n_heads} heads cannot share {d_model} channels")
+        for letter in "okvq":
+            self.add_module(f"{letter}_proj", nn.Linear(d_model, d_model, bias=False))
+            nn.init.orthogonal_(getattr(self, f"{letter}_proj").weight)
+        self.register_buffer("unused", torch.zeros(1), persistent=False)
+        self.seen = None
+
+    def heads(self, letter, x):
+        weight = getattr(self, f"{letter}_proj").weight
+        return torch.einsum("bnc,hdc->bhnd", x, weight.unflatten(0, (-1, self.d_head)))
+
+    def forward(self, x, mask=None):
+        if mask is None:
+            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool)
+        self.seen = attention(*(self.heads(letter, x) for letter in "qkv"), mask)
+        return self.o_proj(merge_heads(self.seen))

@@ -225,6 +225,17 @@ def attention(q, k, v, mask=None):
     return weights @ v
 
 
+# %% attention: masked after the softmax, then made to sum to 1 again
+# caught by: test_the_weights_of_a_row_sum_to_one
+# says: Where a blocked score is by far the highest, it takes all the weight before it is removed: mask the scores first.
+def attention(q, k, v, mask=None):
+    weights = F.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1)
+    if mask is not None:
+        weights = weights * mask
+        weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)
+    return weights @ v
+
+
 # %% attention: −10⁹ instead of −∞
 # caught by: test_a_row_that_may_attend_to_nothing_gives_zeros
 # says: With a finite number for −∞, a row that may attend to nothing gives the mean of what it may not see.
@@ -264,6 +275,26 @@ def attention(q, k, v, mask=None):
     if mask is not None:
         bias = torch.zeros(mask.shape, dtype=scores.dtype).masked_fill(~mask, -math.inf)
         scores = scores + bias
+    return torch.nan_to_num(F.softmax(scores, dim=-1)) @ v
+
+
+# %% attention: NaN replaced in the output only
+# caught by: test_gradients_stay_finite_beside_an_empty_row
+# says: The output of an empty row was mended, but its weights are still NaN, and the gradient of v comes through them.
+def attention(q, k, v, mask=None):
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return torch.nan_to_num(F.softmax(scores, dim=-1) @ v)
+
+
+# %% attention: the mask multiplied by −∞
+# caught by: test_the_mask_decides_who_takes_part, test_the_weights_of_a_row_sum_to_one
+# says: 0 · ∞ is NaN, so multiplying by −∞ spoils the allowed scores as well: use masked_fill or torch.where.
+def attention(q, k, v, mask=None):
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = scores + (~mask).to(scores.dtype) * -math.inf
     return torch.nan_to_num(F.softmax(scores, dim=-1)) @ v
 
 
@@ -340,6 +371,18 @@ def attention(q, k, v, mask=None):
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
     return torch.nan_to_num(F.softmax(scores, dim=-1)) @ v
+
+
+# %% attention: empty rows are opened in the caller's mask
+# caught by: test_the_inputs_are_left_as_they_were
+# says: The caller's mask is changed where a row is empty: mask |= … works in place, mask = mask | … does not.
+def attention(q, k, v, mask=None):
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    if mask is None:
+        return F.softmax(scores, dim=-1) @ v
+    empty = ~mask.any(-1, keepdim=True)
+    mask |= empty
+    return F.softmax(scores.masked_fill(~mask, -math.inf), dim=-1).masked_fill(empty, 0) @ v
 
 
 # %% attention: the mask is inverted in place
@@ -956,6 +999,61 @@ class MultiHeadAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
 
     def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(merge_heads(attention(q, k, v, mask)))
+
+
+# %% MultiHeadAttention: weights registered twice
+# caught by: test_the_layer_has_four_square_weights_and_nothing_else
+# says: The projections are in a ModuleList as well, so the state dict holds them twice: keep only the four names.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+        self.projections = nn.ModuleList([self.q_proj, self.k_proj, self.v_proj])
+
+    def forward(self, x, mask=None):
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in self.projections)
+        return self.o_proj(merge_heads(attention(q, k, v, mask)))
+
+
+# %% MultiHeadAttention: the mask of an earlier call
+# caught by: test_a_call_leaves_nothing_behind
+# says: The mask of one call is kept and used in the next: mask=None means no mask.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.mask = None
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        if mask is not None:
+            self.mask = mask
+        if self.mask is not None and self.mask.shape[-1] != x.shape[1]:
+            self.mask = None
+        q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(merge_heads(attention(q, k, v, self.mask)))
+
+
+# %% MultiHeadAttention: the mask kept in the state dict
+# caught by: test_a_call_leaves_nothing_behind
+# says: The mask is registered as a buffer in forward, so it ends in the state dict: pass it on instead.
+class MultiHeadAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, mask=None):
+        self.register_buffer("mask", mask)
         q, k, v = (split_heads(proj(x), self.n_heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         return self.o_proj(merge_heads(attention(q, k, v, mask)))
 

@@ -149,6 +149,9 @@ class Worker:
         for name, value in self.stand_ins.get(request.exercise, {}).items():
             self.replaced[name] = self.namespace.get(name, MISSING)
             self.namespace[name] = value
+        torch.set_default_dtype(torch.float32)  # what one exercise's code sets must not cost another
+        torch.set_default_device(None)
+        torch.set_grad_enabled(True)
         random.seed(request.seed)
         np.random.seed(request.seed)
         torch.default_generator.manual_seed(request.seed)
