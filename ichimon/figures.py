@@ -125,6 +125,8 @@ def percent(axis: Axis) -> None:
 
 def crisp() -> None:
     """Draw this notebook's figures as SVG: sharp at every size, and small."""
+    from IPython import get_ipython
     from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+    get_ipython().run_line_magic("matplotlib", "inline")  # also where MPLBACKEND asks for figures that nobody sees
     set_matplotlib_formats("svg", metadata={"Date": None})

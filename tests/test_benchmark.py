@@ -76,6 +76,7 @@ def test_our_side_grades_and_counts_the_jail(benchmark: SimpleNamespace, tmp_pat
     source = benchmark.source_notebook(measure.ROOT / "solutions" / f"{benchmark.NAME}.py")
     files = benchmark.handed_in(tmp_path, source)
     assert not set(files) & set(benchmark.LEFT_OUT)
+    jail_is_new = benchmark.grading._here._jail is None
     chosen = [benchmark.Found("reference", benchmark.NAME, files["reference"])]
     with benchmark.Ours(tmp_path) as ours:
         with ours.empty_results() as results:
@@ -85,7 +86,7 @@ def test_our_side_grades_and_counts_the_jail(benchmark: SimpleNamespace, tmp_pat
         parts = {row["part"]: row for row in benchmark.profile(ours, chosen, 1)}
     assert report.points == report.max_points
     assert 0 < in_jail < cost.cpu
-    assert len(ours.private) == 4, "the jail's self-test, and a worker for each time it graded"
+    assert len(ours.private) == 3 + jail_is_new, "a worker for each time it graded, and one for a new jail's self-test"
     assert parts["begin a test"]["times"] == sum(len(exercise.tests) for exercise in report.exercises)
     assert parts["cells"]["times"] == len(report.cells) + 1
     assert all(row["jail_cpu_ms"] >= 0 for row in parts.values())

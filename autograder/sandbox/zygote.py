@@ -226,17 +226,17 @@ def rehearse() -> None:
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
             ask(wire.Begin(1, 0, ""))
             ask(wire.Get(1, None, "Layer"))
-            mask = ask(wire.Call(1, "ones", [4], [], True)).value
+            mask = ask(wire.Call(1, "ones", [130], [], True)).value
             ask(wire.Call(1, "Layer", [7], [], True))
             layer = ask(wire.Call(1, "Layer", [8], [], True)).value
             to = ask(wire.Get(1, layer, "to")).value
             ask(wire.Call(1, to, [value(dtype)], [], True))
             state = ask(wire.Call(1, ask(wire.Get(1, layer, "state_dict")).value, [], [], True)).value
             ask(wire.Call(1, ask(wire.Get(1, layer, "load_state_dict")).value, [state], [], True))
-            x = value(torch.ones(2, 4, 8, dtype=dtype, requires_grad=True))
+            x = value(torch.ones(2, 130, 8, dtype=dtype, requires_grad=True))
             ask(wire.Call(1, layer, [x], [], False))
             y = ask(wire.Call(1, layer, [x, mask], [], True))
-            ask(wire.Backward(1, y.graph, [value(torch.ones(2, 4, 8, dtype=dtype))]))
+            ask(wire.Backward(1, y.graph, [value(torch.ones(2, 130, 8, dtype=dtype))]))
             ask(wire.Grads(1, layer))
             ask(wire.Fetch(1, ask(wire.Keep(1, x)).value))
     sys.modules["__main__"] = main
