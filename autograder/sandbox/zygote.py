@@ -187,6 +187,7 @@ def warm_up() -> None:
 
 REHEARSAL = """
 import torch
+from einops import rearrange
 from torch import nn
 class Layer(nn.Module):
     def __init__(self, d):
@@ -196,11 +197,14 @@ class Layer(nn.Module):
         self.proj = nn.Linear(d, d, bias=False)
     def forward(self, x, mask=None):
         q = torch.stack(self.proj(x).chunk(2, -1), -3)
-        scores = q @ q.mT / q.shape[-1] ** 0.5
+        scores = torch.einsum("...qd,...kd->...qk", q, q) + q @ q.mT / q.shape[-1] ** 0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
-        y = torch.nan_to_num(scores.softmax(-1)) @ q
+        by_hand = torch.exp(scores - scores.detach().amax(-1, keepdim=True).clamp(min=-1e30))
+        by_hand = torch.where(by_hand > 0, by_hand, 0) / by_hand.sum(-1, keepdim=True)
+        y = torch.nan_to_num(scores.softmax(-1) + by_hand) @ q
         y = y + nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+        y = rearrange(rearrange(y, "... h n d -> ... n (h d)"), "... n (h d) -> ... h n d", h=2)
         return torch.cat(y.unbind(-3), -1) + y.transpose(-2, -3).flatten(-2).contiguous()
 def ones(n):
     return torch.ones(n, n, dtype=torch.bool).tril()
