@@ -67,9 +67,9 @@ test: lint current book verify browser ## All that CI runs: lint, types, noteboo
 	@pytest
 
 .PHONY: nightly
-nightly: lint current book browser ## The same with every mutant judged afresh
+nightly: lint current book browser ## The same with every mutant judged afresh, all fuzzing, all kills, two hosts
 	@autograder verify --all
-	@pytest
+	@ICHIMON_NIGHTLY=1 pytest
 
 .PHONY: lint
 lint: $(ENVIRONMENT) ## ruff and mypy

@@ -12,7 +12,6 @@ import collections
 import concurrent.futures.process  # a submodule that is not there unless it is asked for
 import contextlib
 import dataclasses
-import functools
 import multiprocessing
 import os
 import re
@@ -22,6 +21,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
+import msgspec
 import pytest
 import torch
 from _pytest.assertion.rewrite import AssertionRewritingHook
@@ -265,12 +265,11 @@ def _expected_error(error: Failed) -> str:
 # -- a class --------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One submission and those of its exercises that are still to be graded."""
+class Task(msgspec.Struct, frozen=True):
+    """One submission and those of its exercises that are still to be graded: what crosses to another process or
+    host."""
 
-    found: Found
-    assignment: str
+    submission: Submission
     exercises: tuple[str, ...]
 
 
@@ -286,20 +285,21 @@ class Ungraded:
 class Graders:
     """One jail and the graders that use it, started when first needed. One process holds one of these."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
         self._jail: Jail | None = None
         self._graders: dict[str, Grader] = {}
 
     def run(self, task: Task) -> Report:
-        assignment = assignments.load(task.assignment)
-        found = submissions.read(task.found, assignment)
+        """Raises JailError when this machine cannot lock submissions in."""
+        name = task.submission.assignment
         if self._jail is None or not self._jail.alive:
             self.close()
-            self._jail = Jail(Limits())
+            self._jail = Jail(self._limits)
             require(self._jail)
-        if task.assignment not in self._graders:
-            self._graders[task.assignment] = Grader(assignment, self._jail)
-        return self._graders[task.assignment].grade(found, task.exercises)
+        if name not in self._graders:
+            self._graders[name] = Grader(assignments.load(name), self._jail)
+        return self._graders[name].grade(task.submission, task.exercises)
 
     def close(self) -> None:
         for grader in self._graders.values():
@@ -310,12 +310,32 @@ class Graders:
             self._jail = None
 
 
-_here = Graders()
-atexit.register(_here.close)
+_here: dict[Limits, Graders] = {}
 
 
-def _in_pool(task: Task) -> Report:
-    return _here.run(task)
+@atexit.register
+def _close_all() -> None:
+    for graders in _here.values():
+        graders.close()
+
+
+def here(limits: Limits | None = None) -> Graders:
+    """This process's own graders, which stay until it ends."""
+    limits = limits or Limits()
+    return _here.setdefault(limits, Graders(limits))
+
+
+def attempt(task: Task, limits: Limits | None = None) -> Report | str:
+    """Grade in this process's own jail, which stays for the next. What goes wrong on our side becomes a sentence.
+
+    Raises JailError when this machine cannot lock submissions in.
+    """
+    try:
+        return here(limits).run(task)
+    except JailError:
+        raise
+    except Exception as error:  # ours, not the student's: say so, and go on with the class
+        return f"The grader failed on this file ({type(error).__name__}: {clean(str(error), 200)}). Please report it."
 
 
 def grade_class(
@@ -324,49 +344,58 @@ def grade_class(
     workers: int = 1,
     assignment: str = "",
     on_report: Callable[[Report, bool], None] = lambda report, fresh: None,
+    *,
+    scheduler: str = "",
+    again: bool = False,
+    limits: Limits | None = None,
 ) -> tuple[list[Report], list[Ungraded]]:
     """Grade what `results` does not hold yet; return every submission's report, and the files that could not be graded.
 
     Results are stored one by one as they arrive, so that an interrupted run loses nothing. `on_report(report,
-    fresh)` is called for each, fresh or not. Raises JailError when this machine cannot lock submissions in.
+    fresh)` is called for each, fresh or not. `again` grades what has a verdict too, and keeps the old one. With
+    a `scheduler`, the workers are those of that Dask cluster. Raises JailError when this machine cannot lock
+    submissions in.
     """
     reports: list[Report] = []
     ungraded: list[Ungraded] = []
     tasks: list[Task] = []
-    handed_in: list[tuple[Found, Assignment, Submission]] = []
+    handed_in: list[tuple[Found, Submission]] = []
     for item in found:
         try:
             name = assignment or submissions.assignment_of(item)
-            loaded = assignments.load(name)
-            file = submissions.read(item, loaded)
+            file = submissions.read(item, assignments.load(name))
         except (ValueError, LookupError, OSError) as error:
             ungraded.append(Ungraded(item, clean(str(error))))
             continue
         if file.unreadable:
             ungraded.append(Ungraded(item, file.notices[0], name))
             continue
-        handed_in.append((item, loaded, file))
-    files = collections.Counter((file.student, file.assignment) for _, _, file in handed_in)
-    for item, loaded, file in handed_in:
-        if (count := files[file.student, file.assignment]) > 1:
-            reason = f"{item.path.name} is one of {count} files of {file.student} for {loaded.name}: keep one of them."
-            ungraded.append(Ungraded(item, clean(reason)))
+        handed_in.append((item, file))
+    files = collections.Counter((file.student, file.assignment) for _, file in handed_in)
+    where: dict[tuple[str, str], Found] = {}
+    for item, file in handed_in:
+        key = file.student, file.assignment
+        if files[key] > 1:
+            reason = f"{item.path.name} is one of {files[key]} files of {file.student} for {file.assignment}"
+            ungraded.append(Ungraded(item, clean(f"{reason}: keep one of them.")))
             continue
+        where[key] = item
         results.saw(file, item.path)
-        missing = results.missing(file.sha, loaded)
+        loaded = assignments.load(file.assignment)
+        missing = list(loaded.points) if again else results.missing(file.sha, loaded)
         if missing:
-            tasks.append(Task(item, loaded.name, tuple(missing)))
+            tasks.append(Task(file, tuple(missing)))
         else:
             reports.append(_stored(results, file))
             on_report(reports[-1], False)
-    for task, outcome in _graded(tasks, workers):
+    for task, outcome in _graded(tasks, workers, scheduler, limits):
+        file = task.submission
         if isinstance(outcome, Report):
-            results.add(outcome, assignments.load(task.assignment))
-            report = results.report(outcome.student, outcome.assignment)
-            reports.append(report or outcome)
+            results.add(outcome, assignments.load(file.assignment), again=again)
+            reports.append(_stored(results, file))
             on_report(reports[-1], True)
         else:
-            ungraded.append(Ungraded(task.found, outcome))
+            ungraded.append(Ungraded(where[file.student, file.assignment], outcome))
     return sorted(reports, key=lambda report: (report.assignment, report.student)), ungraded
 
 
@@ -377,23 +406,32 @@ def _stored(results: Results, file: Submission) -> Report:
     return report
 
 
-def _graded(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Report | str]]:
+def _graded(
+    tasks: Sequence[Task], workers: int, scheduler: str, limits: Limits | None
+) -> Iterator[tuple[Task, Report | str]]:
     """Each task with its report, or with a sentence that says why there is none."""
-    if workers <= 1 or len(tasks) < 4:
-        for task in tasks:
-            yield task, _attempt(functools.partial(_here.run, task))
-        return
+    if scheduler and tasks:
+        from autograder import cluster  # imports dask
+
+        yield from cluster.graded(tasks, scheduler, limits)
+    elif workers <= 1 or len(tasks) < 4:
+        yield from ((task, attempt(task, limits)) for task in tasks)
+    else:
+        yield from _in_processes(tasks, workers, limits)
+
+
+def _in_processes(tasks: Sequence[Task], workers: int, limits: Limits | None) -> Iterator[tuple[Task, Report | str]]:
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
     context = multiprocessing.get_context("spawn")
     left = list(tasks)
     for size in (workers, 1):  # should a grader process itself die, what is left is graded one at a time
         retry: list[Task] = []
         with concurrent.futures.ProcessPoolExecutor(min(size, len(left)), context) as pool:
-            futures = {pool.submit(_in_pool, task): task for task in left}
+            futures = {pool.submit(attempt, task, limits): task for task in left}
             try:
                 for future in concurrent.futures.as_completed(futures):
                     try:
-                        yield futures[future], _attempt(future.result)
+                        yield futures[future], future.result()
                     except concurrent.futures.process.BrokenProcessPool:
                         retry.append(futures[future])
             except BaseException:
@@ -407,15 +445,6 @@ def _graded(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Report 
             task,
             "The grader's own process ended while this file was graded: grade it again, and report it if that recurs.",
         )
-
-
-def _attempt(run: Callable[[], Report]) -> Report | str:
-    try:
-        return run()
-    except (JailError, KeyboardInterrupt, concurrent.futures.process.BrokenProcessPool):
-        raise
-    except Exception as error:  # ours, not the student's: say so, and go on with the class
-        return f"The grader failed on this file ({type(error).__name__}: {clean(str(error), 200)}). Please report it."
 
 
 def grade_one(path: Path, student: str, assignment: str, results: Path | None = None) -> Report:

@@ -97,6 +97,7 @@ class CellRun(msgspec.Struct, frozen=True):
     exercise: str  # the exercise it answers, "" for a cell the student added
     error: str = ""  # "" or one sentence: "SyntaxError: '(' was never closed (line 3)"
     output: str = ""  # what it printed, cut at the limit
+    source: str = ""  # the code that ran
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -86,7 +86,7 @@ class Results:
             [(file.student, file.assignment, file.sha, os.fsencode(path).decode(errors="replace"), time.time())],
         )
 
-    def add(self, report: Report, assignment: Assignment) -> None:
+    def add(self, report: Report, assignment: Assignment, again: bool = False) -> None:
         """Store a report's verdicts; those that are there already stay as they are."""
         environment = environment_sha()
         self._write(

@@ -164,12 +164,14 @@ class Student:
                     try:
                         ran = worker.ask(wire.Run(worker.number(), cell, source))
                     except WorkerLost as lost:
-                        self._runs[cell] = CellRun(cell, exercise, f"{_LOST}{lost.outcome}: {lost}.")
+                        self._runs[cell] = CellRun(cell, exercise, f"{_LOST}{lost.outcome}: {lost}.", source=source)
                         raise
                     if not isinstance(ran, wire.Ran):
                         worker.kill()
                         raise WorkerLost(Outcome.DIED, "the code answered a question that was not asked")
-                    self._runs[cell] = CellRun(cell, exercise, clean(ran.error), clean(ran.output, LONGEST_OUTPUT))
+                    self._runs[cell] = CellRun(
+                        cell, exercise, clean(ran.error), clean(ran.output, LONGEST_OUTPUT), source
+                    )
                 self._worker = worker
             except WorkerLost:
                 self._count(worker)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 import ichimon.notebook
 from autograder import assignment as assignments
 from autograder.assignment import Assignment
@@ -32,9 +34,11 @@ class Found:
     path: Path
 
 
-@dataclass(frozen=True)
-class Submission:
-    """What of a notebook runs: (cell, exercise or "", source), in the notebook's order, without the set-up cell."""
+class Submission(msgspec.Struct, frozen=True):
+    """What of a notebook runs: (cell, exercise or "", source), in the notebook's order, without the set-up cell.
+
+    Plain data: it is all that another process or host needs to grade it.
+    """
 
     student: str
     assignment: str

@@ -155,7 +155,7 @@ class Ours:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._patch.stop()
-        grading._here.close()
+        grading.here().close()
 
     @contextlib.contextmanager
     def empty_results(self) -> Iterator[Results]:
@@ -177,7 +177,7 @@ class Ours:
 
     def _keepers(self) -> list[int]:
         """The zygote and bubblewrap: the jail's processes between two submissions."""
-        jail = grading._here._jail
+        jail = grading.here()._jail
         if jail is None:
             return []
         top = psutil.Process(jail._process.pid)

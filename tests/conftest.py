@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from autograder.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASS = ROOT / "examples" / "class"
+NIGHTLY = bool(os.environ.get("ICHIMON_NIGHTLY"))  # `make nightly` sets it: more examples, and tests that take long
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def test_our_side_grades_and_counts_the_jail(benchmark: SimpleNamespace, tmp_pat
     source = benchmark.source_notebook(measure.ROOT / "solutions" / f"{benchmark.NAME}.py")
     files = benchmark.handed_in(tmp_path, source)
     assert not set(files) & set(benchmark.LEFT_OUT)
-    jail_is_new = benchmark.grading._here._jail is None
+    jail_is_new = benchmark.grading.here()._jail is None
     chosen = [benchmark.Found("reference", benchmark.NAME, files["reference"])]
     with benchmark.Ours(tmp_path) as ours:
         with ours.empty_results() as results:

@@ -134,7 +134,7 @@ def test_grading_again_grades_nothing_anew(
 ) -> None:
     results = shutil.copy(graded.results, tmp_path / "results.sqlite")
     monkeypatch.setattr(
-        grading, "_graded", lambda tasks, workers: [pytest.fail(f"graded again: {task}") for task in tasks]
+        grading, "_graded", lambda tasks, *_: [pytest.fail(f"graded again: {task}") for task in tasks]
     )
     again = command("grade", CLASS, "--results", results)
     assert again.out == graded.ran.out

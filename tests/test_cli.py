@@ -193,7 +193,7 @@ def test_doctor_and_grade_refuse_where_bubblewrap_is_missing(
         raise jail.JailError("The grader needs bubblewrap (bwrap) to lock submissions in.")
 
     monkeypatch.setattr(jail, "bubblewrap", nothing)
-    monkeypatch.setattr(grading, "_here", grading.Graders())
+    monkeypatch.setattr(grading, "_here", {})
     for arguments in (["doctor"], ["grade", notebook_of("student-01"), "--results", tmp_path / "results.sqlite"]):
         ran = command(*arguments)
         assert (ran.code, ran.out) == (2, "")
