@@ -12,6 +12,7 @@ import collections
 import concurrent.futures.process  # a submodule that is not there unless it is asked for
 import contextlib
 import dataclasses
+import inspect
 import multiprocessing
 import os
 import re
@@ -26,7 +27,7 @@ import pytest
 import torch
 from _pytest.assertion.rewrite import AssertionRewritingHook
 from _pytest.config import _prepareconfig
-from _pytest.outcomes import Failed
+from _pytest.outcomes import Failed, Skipped
 
 from autograder import assignment as assignments
 from autograder import submission as submissions
@@ -39,8 +40,6 @@ from autograder.sandbox.selftest import require
 from autograder.student import Student, StudentError, Unfinished, same_transcript
 from autograder.submission import Found, Submission
 from ichimon.notebook import NotebookError
-
-CURRENT = pytest.StashKey[Student]()
 
 
 def student_of(submission: Submission, assignment: Assignment, jail: Jail, tests: ModuleType) -> Student:
@@ -93,6 +92,7 @@ class Grader:
         self.tests: list[pytest.Function] = [item for item in self._session.items if isinstance(item, pytest.Function)]
         if not self.tests:
             raise JailError(f"No hidden test of {assignment.name} could be collected from {assignment.tests.name}.")
+        self._arguments = {test: self._known_arguments(test) for test in self.tests}
         functions = [self._function(test) for test in self.tests]
         self.weights = {
             test.name: float(self._marker(test).kwargs.get("weight", 1)) / functions.count(self._function(test))
@@ -138,7 +138,6 @@ class Grader:
         return self._marker(test).args[0]
 
     def close(self) -> None:
-        self._session._setupstate.teardown_exact(None)
         self._config.hook.pytest_sessionfinish(session=self._session, exitstatus=0)
         self._config._ensure_unconfigure()
 
@@ -153,6 +152,15 @@ class Grader:
     @staticmethod
     def _function(test: pytest.Function) -> str:
         return test.originalname
+
+    @staticmethod
+    def _known_arguments(test: pytest.Function) -> dict[str, Any]:
+        """A hidden test takes the student and its own parameters: fixtures cost more than most tests do."""
+        known = {"student": None, **(test.callspec.params if hasattr(test, "callspec") else {})}
+        wanted = list(inspect.signature(test.obj).parameters)
+        if unknown := [name for name in wanted if name not in known]:
+            raise JailError(f"{test.name} asks for {unknown[0]}: a hidden test takes `student` and its own parameters.")
+        return {name: known[name] for name in wanted}
 
     @staticmethod
     def _marker(test: pytest.Function) -> pytest.Mark:
@@ -189,13 +197,10 @@ class Grader:
         )
 
     def _judge(self, test: pytest.Function, student: Student) -> tuple[Outcome, str]:
-        """Run one test as pytest would: its fixtures, its body, its teardown; and say how it ended."""
-        self._config.stash[CURRENT] = student
-        test._initrequest()
-        state = self._session._setupstate
+        """Run one test, and say how it ended."""
         try:
-            state.setup(test)
-            test.runtest()
+            student._begin(self.exercise(test))
+            test.obj(**{name: student if name == "student" else value for name, value in self._arguments[test].items()})
             return Outcome.PASSED, ""
         except Unfinished as error:
             return Outcome.UNFINISHED, clean(error.sentence)
@@ -209,11 +214,8 @@ class Grader:
             return Outcome.FAILED, clean(_expected_error(error))
         except JailError:
             raise
-        except Exception as error:
+        except (Exception, Skipped) as error:
             return Outcome.CRASHED, type(error).__name__
-        finally:
-            # told that another test comes next, pytest keeps what the module's tests share
-            state.teardown_exact(next((other for other in self.tests if other is not test), None))
 
     def _mistake(self, test: pytest.Function, transcript: list[Any]) -> str:
         """What to tell a student whose code answered this whole test exactly as a known mistake does, else ""."""

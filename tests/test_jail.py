@@ -175,9 +175,9 @@ def test_the_grader_refuses_when_its_files_can_be_seen(monkeypatch: pytest.Monke
 
 def test_the_grader_refuses_when_no_system_call_is_filtered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = (jails.HERE / "zygote.py").read_text()
-    assert "    syscalls.load()\n" in source
+    assert "    refuse_calls(syscalls)\n" in source
     open_zygote = tmp_path / "zygote.py"
-    open_zygote.write_text(source.replace("    syscalls.load()\n", ""))
+    open_zygote.write_text(source.replace("    refuse_calls(syscalls)\n", ""))
     paths = jails._paths()
     monkeypatch.setattr(jails, "_paths", lambda: {**paths, "/sandbox/zygote.py": open_zygote})
     with Jail(LIMITS) as jail, pytest.raises(JailError, match=r"Nothing is graded.*(no network|Seccomp is 0)"):

@@ -34,6 +34,7 @@ DTYPES: dict[str, torch.dtype] = {
         torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.float8_e5m2,
     )
 }  # fmt: skip
+NOT_IN_NUMPY = {torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 KINDS: dict[type, Literal["list", "tuple", "set", "frozenset"]]
 KINDS = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
@@ -123,7 +124,7 @@ class Prepare(msgspec.Struct, tag="prepare"):
 
 class Begin(msgspec.Struct, tag="begin"):
     """Start a test of `exercise`: forget handles and graphs, seed every generator, put that exercise's stand-ins in
-    place."""
+    place. It goes out with the test's first question and gets no answer of its own."""
 
     n: int
     seed: int
@@ -136,6 +137,7 @@ class Call(msgspec.Struct, tag="call"):
     args: list[Value]
     kwargs: list[tuple[str, Value]]
     grad: bool
+    method: str = ""  # of the target, "" for the target itself
 
 
 class Get(msgspec.Struct, tag="get"):
@@ -212,18 +214,21 @@ _requests: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Request)
 _replies: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Reply)
 
 
-def frame(message: Request | Reply) -> bytes:
-    body = _encoder.encode(message)
-    if len(body) > MAX_FRAME:
-        raise WireError(f"a message of {len(body):,} bytes is larger than the {MAX_FRAME:,} that may cross")
-    return struct.pack("<I", len(body)) + body
+def frame(message: Request | Reply) -> bytearray:
+    data = bytearray(4)  # for the body's length
+    _encoder.encode_into(message, data, 4)
+    size = len(data) - 4
+    if size > MAX_FRAME:
+        raise WireError(f"a message of {size:,} bytes is larger than the {MAX_FRAME:,} that may cross")
+    struct.pack_into("<I", data, 0, size)
+    return data
 
 
-def read_request(body: bytes) -> Request:
+def read_request(body: bytes | bytearray) -> Request:
     return _requests.decode(body)
 
 
-def read_reply(body: bytes) -> Reply:
+def read_reply(body: bytes | bytearray) -> Reply:
     try:
         return _replies.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
@@ -235,10 +240,13 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self._chunk = bytearray(1 << 16)  # used again and again: a new one each time costs more than to fill it
         self._buffer = bytearray()
 
-    def send(self, message: Request | Reply) -> None:
-        self.sock.sendall(frame(message))
+    def send(self, message: Request | Reply, first: Request | None = None) -> None:
+        """`first` goes out before the message, in one piece with it."""
+        data = frame(message)
+        self.sock.sendall(frame(first) + data if first else data)
 
     def receive(self) -> bytes:
         """The next frame's body. Raises EOFError when the other side is gone, WireError for too large a frame."""
@@ -248,13 +256,13 @@ class Channel:
                 if size > MAX_FRAME:
                     raise WireError(f"a frame of {size:,} bytes is larger than the {MAX_FRAME:,} that may cross")
                 if len(self._buffer) >= 4 + size:
-                    body = bytes(self._buffer[4 : 4 + size])
+                    body = bytes(memoryview(self._buffer)[4 : 4 + size])
                     del self._buffer[: 4 + size]
                     return body
-            chunk = self.sock.recv(1 << 18)
-            if not chunk:
+            received = self.sock.recv_into(self._chunk)
+            if not received:
                 raise EOFError
-            self._buffer += chunk
+            self._buffer += memoryview(self._chunk)[:received]
 
 
 # -- between Python objects and values ------------------------------------------------------------------------------
@@ -386,9 +394,12 @@ def _encode_tensor(tensor: torch.Tensor) -> TensorData:
         raise WireError(
             f"a tensor of shape {tuple(tensor.shape)} is larger than the {MAX_FRAME:,} bytes that may cross"
         )
-    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-    return TensorData(name, tuple(tensor.shape), data, tensor.requires_grad)
+    plain = tensor.detach()
+    if plain.is_conj() or plain.is_neg():
+        plain = plain.resolve_conj().resolve_neg()
+    if tensor.dtype in NOT_IN_NUMPY:
+        plain = plain.contiguous().view(torch.uint8) if plain.dim() else plain.reshape(1).view(torch.uint8)
+    return TensorData(name, tuple(tensor.shape), plain.numpy().tobytes(), tensor.requires_grad)
 
 
 def _checked_size(shape: tuple[int, ...], itemsize: int, data: bytes) -> None:

@@ -1,30 +1,32 @@
 """Inside the jail: imports torch once, then forks one worker for each submission. It holds nothing to hide.
 
-The grader sends one byte and a socket over the control channel. The zygote forks; the child enters namespaces of its
-own, closes every way out (see `confine`), and serves that socket until it is killed. Its parent, a second child, only
-waits and tells how it ended.
+The grader sends one byte and a socket over the control channel. The zygote forks; the child, process 1 of a new
+namespace, closes every way out (see `confine`) and serves that socket until it is killed. The zygote tells how it
+ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import gc
 import json
 import os
 import resource
-import signal
+import select
 import socket
 import sys
+import tempfile
 from typing import Any
 
-import wire  # type: ignore[import-not-found]
-import worker  # type: ignore[import-not-found]
+# wire and worker are imported in functions, after main has forked: they import torch, and the process that stays behind
+# should be small.
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWIPC = 0x00020000, 0x10000000, 0x20000000, 0x08000000
 CLONE_THREAD = 0x00010000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 16384, 1 << 18
-PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
+PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 24, 38, 22, 2
 
 # Refused with EPERM. What is left: files in the worker's own folders, memory, threads and pipes, within limits.
 REFUSED = """
@@ -70,8 +72,8 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
     check(libc.mount(source.encode(), target.encode(), kind.encode(), flags, data.encode()), f"mounting {target}")
 
 
-def make_filter() -> Any:
-    """The system-call filter, built once; every worker loads it."""
+def make_filter() -> bytes:
+    """The system-call filter as the program that the kernel runs: compiled once, for all workers."""
     import pyseccomp
 
     refused = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
@@ -91,32 +93,52 @@ def make_filter() -> Any:
     refused.add_rule(pyseccomp.ERRNO(errno.EPERM), "clone", no_thread)
     tiocsti = 0x5412
     refused.add_rule(pyseccomp.ERRNO(errno.EPERM), "ioctl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, tiocsti))
-    return refused
+    with tempfile.TemporaryFile(dir="/student") as file:
+        refused.export_bpf(file)
+        file.seek(0)
+        return file.read()
 
 
-def new_namespaces() -> None:
-    """User, process, mount and IPC namespaces of this worker's own; the network is already the jail's empty one."""
+class Program(ctypes.Structure):
+    """struct sock_fprog: a number of instructions of 8 bytes each, and where they are."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+def refuse_calls(syscalls: bytes) -> None:
+    program = Program(len(syscalls) // 8, syscalls)
+    check(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0), "seccomp")
+
+
+def enter_user_namespace(others: int = 0) -> None:
+    """A user namespace of one's own, in which one may do what namespaces need, and `others` of its."""
     uid, gid = os.getuid(), os.getgid()
-    check(libc.unshare(CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC), "unshare")
+    check(libc.unshare(CLONE_NEWUSER | others), "unshare")
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
 
 
-def confine(channel: socket.socket, limits: dict[str, int], syscalls: Any) -> None:
-    """Called in process 1 of the new namespaces, before any of the student's code. Each line closes one way out."""
+def confine(channel: int, ready: int, limits: dict[str, int], syscalls: bytes) -> None:
+    """Called in process 1 of a new namespace, before any of the student's code. Each line closes one way out.
+
+    Of what is open, `channel` stays, and `ready`, which the caller closes.
+    """
+    check(libc.unshare(CLONE_NEWNS | CLONE_NEWIPC), "unshare")
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("tmpfs", "/dev/pts", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "size=4k")  # terminals: writable, and shared
     for folder in ("/student", "/dev/shm"):
         mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, f"size={limits['disk']},nr_inodes=1024,mode=0700")
+    enter_user_namespace()  # with no rights over what was mounted, and limits that are counted for it alone
     os.chdir("/student")
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    keep = channel.fileno()
-    os.closerange(3, keep)
-    os.closerange(keep + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    low, high = sorted((channel, ready))
+    os.closerange(3, low)
+    os.closerange(low + 1, high)
+    os.closerange(high + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     for limit, value in (
         (resource.RLIMIT_CPU, limits["cpu"]),
         (resource.RLIMIT_AS, limits["address_space"]),
@@ -136,34 +158,52 @@ def confine(channel: socket.socket, limits: dict[str, int], syscalls: Any) -> No
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # capset version 3: no effective, permitted or inheritable capability
     check(libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    syscalls.load()
+    refuse_calls(syscalls)
 
 
-def serve_one(channel: socket.socket, limits: dict[str, int], syscalls: Any) -> None:
-    """In the zygote's child: start the worker, hand its pidfd over, wait, tell how it
-    ended."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the zygote ignores it so that its children are reaped
-    new_namespaces()
-    go_read, go_write = os.pipe()
+def start_worker(channel: socket.socket, limits: dict[str, int], syscalls: bytes, home: int) -> tuple[int, int]:
+    """Fork a worker and give the grader its pidfd, once it is locked in. Returns its pid and pidfd.
+
+    home: the zygote's own process namespace, to which it comes back.
+    """
+    import wire  # type: ignore[import-not-found]
+    import worker  # type: ignore[import-not-found]
+
+    heard, ready = os.pipe()
+    check(libc.unshare(CLONE_NEWPID), "unshare")  # for children
     pid = os.fork()
     if pid == 0:
         try:
-            os.close(go_write)
-            os.read(go_read, 1)  # until the grader holds the pidfd
             gc.enable()  # the zygote keeps it off: a collection would write to, and so copy, the pages it shares
-            confine(channel, limits, syscalls)
+            confine(channel.fileno(), ready, limits, syscalls)
+            os.write(ready, b"+")
+            os.close(ready)
             worker.Worker(wire.Channel(channel)).serve()
+        except BaseException as error:
+            os.write(ready, f"{type(error).__name__}: {error}".encode()[:400])  # fails once the worker is locked in
         finally:
             os._exit(0)
+    check(libc.setns(home, CLONE_NEWPID), "setns")
+    os.close(ready)
+    said = os.read(heard, 400)
+    os.close(heard)
     pidfd = os.pidfd_open(pid)
+    if said != b"+":
+        os.close(pidfd)
+        os.waitpid(pid, 0)
+        raise OSError(said.decode(errors="replace") or "it ended at once")
     socket.send_fds(channel, [b"p"], [pidfd])
-    os.close(go_read)
-    os.write(go_write, b"g")
+    return pid, pidfd
+
+
+def tell_end(pid: int, channel: socket.socket) -> None:
+    """Tell the grader how a worker ended; it must not wait for a grader that does not listen."""
+    import wire
+
     _, status = os.waitpid(pid, 0)
-    try:
-        channel.sendall(wire.frame(wire.Exited(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)))
-    finally:
-        os._exit(0)
+    ended = wire.frame(wire.Exited(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0))
+    with contextlib.suppress(OSError):
+        channel.send(ended, socket.MSG_DONTWAIT)
 
 
 def warm_up() -> None:
@@ -214,6 +254,8 @@ def ones(n):
 def rehearse() -> None:
     """Answer what a worker is typically asked, so that what this touches first is touched here and shared by all."""
     import torch
+    import wire
+    import worker
 
     main = sys.modules["__main__"]
     actor = worker.Worker(None)
@@ -228,15 +270,14 @@ def rehearse() -> None:
     ask(wire.Run(1, "rehearsal", REHEARSAL))
     for _ in range(8):  # until the interpreter has specialised the code
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            ask(wire.Begin(1, 0, ""))
+            actor.begin(wire.read_request(wire.frame(wire.Begin(1, 0, ""))[4:]))
             ask(wire.Get(1, None, "Layer"))
             mask = ask(wire.Call(1, "ones", [130], [], True)).value
             ask(wire.Call(1, "Layer", [7], [], True))
             layer = ask(wire.Call(1, "Layer", [8], [], True)).value
-            to = ask(wire.Get(1, layer, "to")).value
-            ask(wire.Call(1, to, [value(dtype)], [], True))
-            state = ask(wire.Call(1, ask(wire.Get(1, layer, "state_dict")).value, [], [], True)).value
-            ask(wire.Call(1, ask(wire.Get(1, layer, "load_state_dict")).value, [state], [], True))
+            ask(wire.Call(1, layer, [value(dtype)], [], True, "to"))
+            state = ask(wire.Call(1, layer, [], [], True, "state_dict")).value
+            ask(wire.Call(1, layer, [state], [], True, "load_state_dict"))
             x = value(torch.ones(2, 130, 8, dtype=dtype, requires_grad=True))
             ask(wire.Call(1, layer, [x], [], False))
             y = ask(wire.Call(1, layer, [x, mask], [], True))
@@ -251,29 +292,50 @@ def main() -> None:
     limits = json.loads(sys.argv[1])
     control = socket.socket(fileno=int(sys.argv[2]))
     sys.argv = [""]
+    enter_user_namespace(CLONE_NEWPID)
+    if os.fork():  # the first process of the new namespace is the zygote: it may leave this namespace and come back
+        control.close()
+        os.wait()
+        return
+    home = os.open("/proc/self/ns/pid_for_children", os.O_RDONLY)
     syscalls = make_filter()
     warm_up()
     rehearse()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     threads = len(os.listdir("/proc/self/task"))
     with open("/proc/self/statm") as file:
         limits["address_space"] += int(file.read().split()[0]) * resource.getpagesize()
     gc.freeze()  # what is there now is never looked at by a worker's collections
     control.sendall(bytes([threads]))
+    serve(control, limits, syscalls, home)
+
+
+def serve(control: socket.socket, limits: dict[str, int], syscalls: bytes, home: int) -> None:
+    """Start a worker for each socket that comes, and tell how each ended, until the grader is gone."""
+    workers: dict[int, tuple[int, socket.socket]] = {}  # pidfd -> pid, its channel
+    events = select.poll()
+    events.register(control, select.POLLIN)
     while True:
-        byte, fds, _, _ = socket.recv_fds(control, 1, 1)
-        if not byte:
-            return  # the grader is gone
-        channel = socket.socket(fileno=fds[0])
-        if os.fork() == 0:
-            control.close()
+        for fd, _ in events.poll():
+            if fd in workers:
+                pid, channel = workers.pop(fd)
+                events.unregister(fd)
+                os.close(fd)
+                tell_end(pid, channel)
+                channel.close()
+                continue
+            byte, fds, _, _ = socket.recv_fds(control, 1, 1)
+            if not byte:
+                return
+            channel = socket.socket(fileno=fds[0])
             try:
-                serve_one(channel, limits, syscalls)
-            except BaseException as error:
-                channel.sendall(f"!{type(error).__name__}: {error}".encode()[:400])
-            finally:
-                os._exit(1)
-        channel.close()
+                pid, pidfd = start_worker(channel, limits, syscalls, home)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    channel.sendall(f"!{error}".encode()[:400])
+                channel.close()
+                continue
+            workers[pidfd] = pid, channel
+            events.register(pidfd, select.POLLIN)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 
 from autograder import assignment as assignments
 from autograder import submission
-from autograder.grading import CURRENT, student_of
+from autograder.grading import student_of
 from autograder.sandbox.jail import Jail
 from autograder.student import Student
 
@@ -46,6 +46,6 @@ def submitted(request: pytest.FixtureRequest) -> Iterator[Student]:
 
 @pytest.fixture
 def student(request: pytest.FixtureRequest) -> Student:
-    current = request.config.stash.get(CURRENT, None) or request.getfixturevalue("submitted")
+    current = request.getfixturevalue("submitted")
     current._begin(request.node.get_closest_marker("exercise").args[0])
     return current
