@@ -8,19 +8,19 @@ starting pytest for each. The submission itself runs in a jailed worker; see stu
 from __future__ import annotations
 
 import atexit
-import collections
 import concurrent.futures.process  # a submodule that is not there unless it is asked for
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import msgspec
 import pytest
@@ -106,7 +106,7 @@ class Grader:
         self, submission: Submission, exercises: Iterable[str] | None = None, *, first_failure: bool = False
     ) -> Report:
         """Run the hidden tests of `exercises` (all, by default). With first_failure, an exercise ends at its first
-        failed test."""
+        failed test. Raises Disturbed when a worker was killed from outside."""
         chosen = list(self.assignment.points) if exercises is None else list(exercises)
         student = student_of(submission, self.assignment, self.jail, self.tests[0].module)
         results: dict[str, list[TestResult]] = {exercise: [] for exercise in chosen}
@@ -122,7 +122,7 @@ class Grader:
                     done.append(self._result(test, student, name_mistake=not first_failure))
         finally:
             student._close()
-        return Report(
+        report = Report(
             submission.student,
             submission.assignment,
             submission.sha,
@@ -133,6 +133,9 @@ class Grader:
             (*submission.notices, *_borrowed(submission, self.tests[0].module)),
             tuple(runs),
         )
+        if student._disturbed:
+            raise Disturbed(report)
+        return report
 
     def exercise(self, test: pytest.Function) -> str:
         return self._marker(test).args[0]
@@ -284,6 +287,14 @@ class Ungraded:
     unreadable: str = ""  # the assignment for which the file holds no notebook; "" if something else was wrong
 
 
+class Disturbed(Exception):
+    """A worker was killed from outside while this report was made: by whom, a person must find out."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(report.student)
+        self.report = report
+
+
 class Graders:
     """One jail and the graders that use it, started when first needed. One process holds one of these."""
 
@@ -293,7 +304,23 @@ class Graders:
         self._graders: dict[str, Grader] = {}
 
     def run(self, task: Task) -> Report:
-        """Raises JailError when this machine cannot lock submissions in."""
+        """Raises JailError when this machine cannot lock submissions in.
+
+        What was disturbed from outside (a killed zygote or worker) is graded once more, from the beginning.
+        """
+        try:
+            return self._grade(task)
+        except JailError:
+            if self._jail is None or self._jail.alive:
+                raise
+        except Disturbed:
+            pass
+        try:
+            return self._grade(task)
+        except Disturbed as again:
+            return again.report
+
+    def _grade(self, task: Task) -> Report:
         name = task.submission.assignment
         if self._jail is None or not self._jail.alive:
             self.close()
@@ -340,6 +367,29 @@ def attempt(task: Task, limits: Limits | None = None) -> Report | str:
         return f"The grader failed on this file ({type(error).__name__}: {clean(str(error), 200)}). Please report it."
 
 
+class Stored(Sequence[Report]):
+    """Reports that are read from the results when they are asked for: a class of thousands need not be in memory."""
+
+    def __init__(self, results: Results, keys: Iterable[tuple[str, str]]) -> None:
+        self._results, self._keys = results, sorted(keys)  # (assignment, student)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @overload
+    def __getitem__(self, index: int) -> Report: ...
+    @overload
+    def __getitem__(self, index: slice) -> Stored: ...
+    def __getitem__(self, index: int | slice) -> Report | Stored:
+        if isinstance(index, slice):
+            return Stored(self._results, self._keys[index])
+        assignment, student = self._keys[index]
+        report = self._results.report(student, assignment)
+        if report is None:
+            raise RuntimeError(f"the results of {student} vanished while they were read")
+        return report
+
+
 def grade_class(
     found: Sequence[Found],
     results: Results,
@@ -350,7 +400,7 @@ def grade_class(
     scheduler: str = "",
     again: bool = False,
     limits: Limits | None = None,
-) -> tuple[list[Report], list[Ungraded]]:
+) -> tuple[Sequence[Report], list[Ungraded]]:
     """Grade what `results` does not hold yet; return every submission's report, and the files that could not be graded.
 
     Results are stored one by one as they arrive, so that an interrupted run loses nothing. `on_report(report,
@@ -358,95 +408,100 @@ def grade_class(
     a `scheduler`, the workers are those of that Dask cluster. Raises JailError when this machine cannot lock
     submissions in.
     """
-    reports: list[Report] = []
+    done: list[tuple[str, str]] = []
     ungraded: list[Ungraded] = []
-    tasks: list[Task] = []
-    handed_in: list[tuple[Found, Submission]] = []
+    files: dict[tuple[str, str], list[Found]] = {}  # (assignment, student)
     for item in found:
         try:
-            name = assignment or submissions.assignment_of(item)
-            file = submissions.read(item, assignments.load(name))
+            name = assignments.load(assignment or submissions.assignment_of(item)).name
+            files.setdefault((name, item.student), []).append(item)
         except (ValueError, LookupError, OSError) as error:
             ungraded.append(Ungraded(item, clean(str(error))))
-            continue
-        if file.unreadable:
-            ungraded.append(Ungraded(item, file.notices[0], name))
-            continue
-        handed_in.append((item, file))
-    files = collections.Counter((file.student, file.assignment) for _, file in handed_in)
-    where: dict[tuple[str, str], Found] = {}
-    for item, file in handed_in:
-        key = file.student, file.assignment
-        if files[key] > 1:
-            reason = f"{item.path.name} is one of {files[key]} files of {file.student} for {file.assignment}"
-            ungraded.append(Ungraded(item, clean(f"{reason}: keep one of them.")))
-            continue
-        where[key] = item
-        results.saw(file, item.path)
-        loaded = assignments.load(file.assignment)
-        missing = list(loaded.points) if again else results.missing(file.sha, loaded)
-        if missing:
-            tasks.append(Task(file, tuple(missing)))
-        else:
-            reports.append(_stored(results, file))
-            on_report(reports[-1], False)
-    for task, outcome in _graded(tasks, workers, scheduler, limits):
-        file = task.submission
+
+    def stored(name: str, student: str, fresh: bool) -> None:
+        done.append((name, student))
+        on_report(Stored(results, done[-1:])[0], fresh)
+
+    def tasks() -> Iterator[Task]:
+        """Files are read when their turn comes, for the same reason."""
+        for (name, student), items in files.items():
+            if len(items) > 1:
+                text = f"is one of {len(items)} files of {student} for {name}: keep one of them."
+                ungraded.extend(Ungraded(item, clean(f"{item.path.name} {text}")) for item in items)
+                continue
+            loaded = assignments.load(name)
+            file = submissions.read(items[0], loaded)
+            if file.unreadable:
+                ungraded.append(Ungraded(items[0], file.notices[0], name))
+                continue
+            results.saw(file, items[0].path)
+            missing = list(loaded.points) if again else results.missing(file.sha, loaded)
+            if missing:
+                yield Task(file, tuple(missing))
+            else:
+                stored(name, student, False)
+
+    for task, outcome in _graded(tasks(), workers, scheduler, limits):
+        key = task.submission.assignment, task.submission.student
         if isinstance(outcome, Report):
-            results.add(outcome, assignments.load(file.assignment), again=again)
-            reports.append(_stored(results, file))
-            on_report(reports[-1], True)
+            results.add(outcome, assignments.load(key[0]), again=again)
+            stored(*key, True)
         else:
-            ungraded.append(Ungraded(where[file.student, file.assignment], outcome))
-    return sorted(reports, key=lambda report: (report.assignment, report.student)), ungraded
-
-
-def _stored(results: Results, file: Submission) -> Report:
-    report = results.report(file.student, file.assignment)
-    if report is None:
-        raise RuntimeError(f"the results of {file.student} vanished while they were read")
-    return report
+            ungraded.append(Ungraded(files[key][0], outcome))
+    return Stored(results, done), ungraded
 
 
 def _graded(
-    tasks: Sequence[Task], workers: int, scheduler: str, limits: Limits | None
+    tasks: Iterator[Task], workers: int, scheduler: str, limits: Limits | None
 ) -> Iterator[tuple[Task, Report | str]]:
     """Each task with its report, or with a sentence that says why there is none."""
-    if scheduler and tasks:
+    first = list(itertools.islice(tasks, 4))
+    tasks = itertools.chain(first, tasks)
+    if scheduler and first:
         from autograder import cluster  # imports dask
 
-        yield from cluster.graded(tasks, scheduler, limits)
-    elif workers <= 1 or len(tasks) < 4:
+        yield from cluster.graded(list(tasks), scheduler, limits)
+    elif workers <= 1 or len(first) < 4:  # a few are done before other processes have started
         yield from ((task, attempt(task, limits)) for task in tasks)
     else:
         yield from _in_processes(tasks, workers, limits)
 
 
-def _in_processes(tasks: Sequence[Task], workers: int, limits: Limits | None) -> Iterator[tuple[Task, Report | str]]:
+def _in_processes(tasks: Iterator[Task], workers: int, limits: Limits | None) -> Iterator[tuple[Task, Report | str]]:
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-    context = multiprocessing.get_context("spawn")
-    left = list(tasks)
-    for size in (workers, 1):  # should a grader process itself die, what is left is graded one at a time
-        retry: list[Task] = []
-        with concurrent.futures.ProcessPoolExecutor(min(size, len(left)), context) as pool:
-            futures = {pool.submit(attempt, task, limits): task for task in left}
-            try:
-                for future in concurrent.futures.as_completed(futures):
+    while suspects := (yield from _in_pool(tasks, workers, 4 * workers, limits)):
+        alone = iter(suspects)  # with one of these a grader's process ended: one at a time, each answers for itself
+        while ended := (yield from _in_pool(alone, 1, 1, limits)):
+            text = "The grader's own process ended while this file was graded: grade it again."
+            yield ended[0], f"{text} Please report it if that recurs."
+
+
+def _in_pool(
+    tasks: Iterator[Task], workers: int, ahead: int, limits: Limits | None
+) -> Generator[tuple[Task, Report | str], None, list[Task]]:
+    """Grade in other processes, `ahead` tasks at most on their way. Should one end, return what was on its way then."""
+    lost: list[Task] = []
+    waiting: dict[concurrent.futures.Future[Report | str], Task] = {}
+    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        try:
+            while True:
+                for task in itertools.islice(tasks, 0 if lost else ahead - len(waiting)):
                     try:
-                        yield futures[future], future.result()
+                        waiting[pool.submit(attempt, task, limits)] = task
                     except concurrent.futures.process.BrokenProcessPool:
-                        retry.append(futures[future])
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        left = retry
-        if not left:
-            return
-    for task in left:
-        yield (
-            task,
-            "The grader's own process ended while this file was graded: grade it again, and report it if that recurs.",
-        )
+                        lost.append(task)
+                        break
+                if not waiting:
+                    return lost
+                for future in concurrent.futures.wait(waiting, return_when="FIRST_COMPLETED").done:
+                    task = waiting.pop(future)
+                    try:
+                        yield task, future.result()
+                    except concurrent.futures.process.BrokenProcessPool:
+                        lost.append(task)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def grade_one(path: Path, student: str, assignment: str, results: Path | None = None) -> Report:

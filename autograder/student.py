@@ -101,6 +101,7 @@ class Student:
         self._exercise = ""
         self._seconds = 0.0  # that workers before this one took
         self._workers_lost = 0
+        self._disturbed = False  # whether one was lost to somebody outside
         self._lost: dict[str, WorkerLost] = {}  # exercises whose tests lost a worker
         self._transcript: list[Any] = []  # what the code answered in this test: outputs and errors
         self._runs: dict[str, CellRun] = {}
@@ -192,6 +193,7 @@ class Student:
     def _count(self, worker: Worker) -> None:
         self._seconds += worker.seconds
         self._workers_lost += 1
+        self._disturbed |= worker.disturbed
 
     def _afford(self) -> None:
         """A submission that keeps losing workers ends, and so does one that is slow everywhere."""

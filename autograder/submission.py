@@ -90,17 +90,17 @@ def _placed(file: Path, root: Path) -> Found:
 
 
 def assignment_of(found: Found) -> str:
-    """The assignment a file answers: its metadata say, else its cells' ids, else its name or place.
+    """The assignment a file answers: its place says, else its metadata, else its cells' ids, else its name.
 
     Raises NotebookError for an unreadable file, UnknownAssignment when nothing tells.
     """
     known = assignments.names()
+    if found.assignment:  # whatever the file says or holds
+        return found.assignment
     _refuse_odd_files(found.path)
     stated = ichimon.notebook.assignment(found.path)
-    if stated in known and found.assignment in ("", stated):
+    if stated in known:
         return stated
-    if found.assignment:
-        return found.assignment
     cells = ichimon.notebook.cells(found.path)
     matches = [name for name in known if len(set(_answers(cells, assignments.load(name)).values())) >= 2]
     if len(matches) == 1:

@@ -173,6 +173,7 @@ class Worker:
         self.limits = limits
         self.callbacks: Callable[[wire.CallbackCall], wire.CallbackResult] | None = None
         self.seconds = 0.0  # spent on all requests so far
+        self.disturbed = False  # whether it was killed by somebody else than its grader
         self._first: Any = None  # what goes out before the next request
         self._pidfd = pidfd
         self._n = 0
@@ -203,6 +204,7 @@ class Worker:
             self.kill()
             raise WorkerLost(Outcome.DIED, f"the answer could not cross: {error}") from None
         except (EOFError, OSError):
+            self.disturbed = self._lost is None  # the zygote would have told how it ended: it must be gone
             self.kill()
             raise self._lost or WorkerLost(*_ending(0)) from None
         finally:
@@ -218,6 +220,7 @@ class Worker:
                 case wire.CallbackCall() if self.callbacks:
                     self.channel.send(self.callbacks(reply))
                 case wire.Exited(number):
+                    self.disturbed = number == signal.SIGKILL and self._lost is None
                     raise WorkerLost(*_ending(number))
                 case wire.Ran(n=n) | wire.Answer(n=n) | wire.Raised(n=n) if n == request.n:
                     return reply
@@ -313,6 +316,7 @@ class Jail:
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._folder = tempfile.mkdtemp(prefix="ichimon-jail-")
+        self._gone = False  # whether the zygote is, as far as was noticed
         ours, theirs = socket.socketpair()
         args = command(self.limits, ENVIRONMENT)
         if os.geteuid() == 0:
@@ -351,13 +355,17 @@ class Jail:
             try:
                 socket.send_fds(self._control, [b"w"], [theirs.fileno()])
             except OSError:
+                self._gone = True
                 raise JailError("The zygote has ended; start the grader again.") from None
         ours.settimeout(30)
         try:
             text, fds, _, _ = socket.recv_fds(ours, 400, 1)
         except TimeoutError:
             raise JailError("The zygote did not start a worker within 30 seconds.") from None
+        except OSError:
+            text, fds = b"", []
         if not fds:
+            self._gone = not text
             raise JailError(
                 f"A worker could not be locked in: {text.decode(errors='replace').lstrip('!') or 'no reason given'}"
             )
@@ -365,7 +373,7 @@ class Jail:
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        return not self._gone and self._process.poll() is None
 
     def close(self) -> None:
         self._control.close()
