@@ -1,9 +1,10 @@
 """Run as root, before bubblewrap: leave root's rights and root's files behind, then become the command that follows.
 
 As real root, nested user namespaces fail and RLIMIT_NPROC does not bind; and an interpreter below a 0700 home could
-not be reached by
-another user. So: a private mount namespace whose root is an empty tmpfs that holds, read-only, the listed paths alone;
-then an unprivileged user without groups or capabilities. Usage: drop_root.py UID FOLDER PATH... -- COMMAND...
+not be reached by another user. So: a private mount namespace whose root is an empty tmpfs, mounted over FOLDER, that
+holds, read-only, the listed paths alone; then an unprivileged user without groups or capabilities.
+
+Usage: drop_root.py UID FOLDER PATH... -- COMMAND...
 """
 
 from __future__ import annotations

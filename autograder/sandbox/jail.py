@@ -36,6 +36,7 @@ COURSE = HERE.parents[
     1
 ]  # the repository: of it, the jail sees only ichimon/ and the three files of this folder that run inside
 UNPRIVILEGED_UID = 65533  # what root becomes; nothing on the machine belongs to it
+MOUNT_POINT = "/sys"  # any folder that every Linux has and nothing visible is in; it is covered for the jail alone
 SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 TICK = 0.1  # seconds between two looks at a worker
@@ -138,13 +139,13 @@ def command(limits: Limits, environment: dict[str, str]) -> list[str]:
     return [*args, "--chdir", "/", "--", sys.executable, "-P", "-s", "-B", "/sandbox/zygote.py", json.dumps(inner)]
 
 
-def _without_root(args: list[str], new_root: str) -> list[str]:
+def _without_root(args: list[str]) -> list[str]:
     """The same command, run by drop_root.py as a user without rights who sees nothing but what the command binds."""
     bwrap = os.path.realpath(args[0])
     paths = (*SYSTEM_FOLDERS, *SYSTEM_FILES, *_interpreter(), *map(str, _paths().values()), bwrap)
     found = sorted({path for path in paths if os.path.lexists(path)})
     visible = [path for path in found if not any(path.startswith(f"{other}/") for other in found)]
-    drop = [sys.executable, "-I", "-S", str(HERE / "drop_root.py"), str(UNPRIVILEGED_UID), new_root]
+    drop = [sys.executable, "-I", "-S", str(HERE / "drop_root.py"), str(UNPRIVILEGED_UID), MOUNT_POINT]
     return [*drop, *visible, "--", bwrap, *args[1:]]
 
 
@@ -315,12 +316,11 @@ class Jail:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self._folder = tempfile.mkdtemp(prefix="ichimon-jail-")
         self._gone = False  # whether the zygote is, as far as was noticed
         ours, theirs = socket.socketpair()
         args = command(self.limits, ENVIRONMENT)
         if os.geteuid() == 0:
-            args = _without_root(args, self._folder)
+            args = _without_root(args)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the zygote)
         with theirs:
             self._process = subprocess.Popen(
@@ -379,7 +379,6 @@ class Jail:
         self._control.close()
         self._process.kill()
         self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
