@@ -30,8 +30,8 @@ from _pytest.config import _prepareconfig
 from _pytest.outcomes import Failed, Skipped
 
 from autograder import assignment as assignments
+from autograder import names, variants
 from autograder import submission as submissions
-from autograder import variants
 from autograder.assignment import Assignment
 from autograder.report import CellRun, ExerciseResult, Outcome, Report, TestResult, clean
 from autograder.results import Results
@@ -418,6 +418,8 @@ def grade_class(
         except (ValueError, LookupError, OSError) as error:
             ungraded.append(Ungraded(item, clean(str(error))))
 
+    alike = names.look_alikes(student for _, student in files if not names.trouble(student))
+
     def stored(name: str, student: str, fresh: bool) -> None:
         done.append((name, student))
         on_report(Stored(results, done[-1:])[0], fresh)
@@ -425,6 +427,9 @@ def grade_class(
     def tasks() -> Iterator[Task]:
         """Files are read when their turn comes, for the same reason."""
         for (name, student), items in files.items():
+            if student in alike:
+                ungraded.extend(Ungraded(item, alike[student]) for item in items)
+                continue
             if len(items) > 1:
                 text = f"is one of {len(items)} files of {student} for {name}: keep one of them."
                 ungraded.extend(Ungraded(item, clean(f"{item.path.name} {text}")) for item in items)

@@ -86,7 +86,7 @@ class ExerciseResult(msgspec.Struct, frozen=True):
         if first.outcome is Outcome.FAILED:
             return f"{len(lost)} of {len(self.tests)} tests fail, first: {first.claim}"
         if first.outcome is Outcome.RAISED:
-            return f"{first.outcome.value}: {first.message}"
+            return " ".join(f"{first.outcome.value}: {first.message}".split())  # a message may have many lines
         return first.outcome.value
 
 

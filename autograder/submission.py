@@ -3,10 +3,11 @@ sentence."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
-import unicodedata
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,15 @@ from pathlib import Path
 import msgspec
 
 import ichimon.notebook
+from autograder import archives, names
 from autograder import assignment as assignments
 from autograder.assignment import Assignment
 from autograder.report import clean
 from ichimon.notebook import Cell, NotebookError
 
 MAX_CELLS = 1000
-MAX_NAME = 100  # characters of a student's name
+MAX_DEPTH = 10  # folders in folders
+MAX_NOTICES = 20
 MAX_SOURCE = 200_000  # characters of code in one notebook; the longest chapter has a tenth of it
 
 
@@ -57,8 +60,14 @@ def find(paths: Iterable[Path]) -> tuple[list[Found], list[str]]:
     found: list[Found] = []
     without: list[str] = []
     for path in paths:
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*.ipynb") if _counts(file, path))
+        if archives.is_archive(path):
+            unpacked, sentences = archives.unpack(path)
+            found += [Found(*item) for item in unpacked]
+            without += sentences
+        elif path.is_dir():
+            below, sentences = _below(path)
+            without += sentences
+            files = [file for file in below if _counts(file, path)]
             if not files:
                 without.append(
                     f"{clean(str(path))} holds no notebook. "
@@ -72,6 +81,34 @@ def find(paths: Iterable[Path]) -> tuple[list[Found], list[str]]:
     return list({os.path.abspath(item.path): item for item in found}.values()), without
 
 
+def _below(root: Path) -> tuple[list[Path], list[str]]:
+    """The notebooks below a folder, in order, and a sentence for each folder in it that nobody looked into.
+
+    Path.rglob would end in a RecursionError where somebody nests folders deeply enough, and say nothing of links.
+    """
+    files: list[Path] = []
+    sentences: list[str] = []
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as entries:
+                inside = [(folder / entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        except OSError as error:
+            sentences.append(f"{clean(str(folder))} cannot be read: {error.strerror}.")
+            continue
+        for path, is_folder in inside:
+            if path.name.endswith(".ipynb"):
+                files.append(path)
+            elif path.is_symlink() and path.is_dir():
+                sentences.append(f"{clean(str(path))} is a symbolic link, not a folder: nothing in it was graded.")
+            elif is_folder and len(path.relative_to(root).parts) > MAX_DEPTH:
+                sentences.append(f"{clean(str(path))} lies too deep: nothing below {MAX_DEPTH} folders was graded.")
+            elif is_folder and not path.name.startswith("."):
+                waiting.append(path)
+    return sorted(files), sorted(sentences)
+
+
 def _counts(file: Path, root: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
     expected = file.with_name(f"{file.parent.name}.ipynb")
@@ -79,14 +116,17 @@ def _counts(file: Path, root: Path) -> bool:
 
 
 def _placed(file: Path, root: Path) -> Found:
-    """Whose notebook it is, by its place: nbgrader's layout if the folder is an assignment's name, else the file's
-    name."""
-    folders = Path(os.path.abspath(file)).parts[:-1]
-    if folders and folders[-1] in assignments.names():
-        return Found(folders[-2], folders[-1], file)
-    inside = file.relative_to(root).parts[:-1]
-    student = inside[0] if inside else file.stem
-    return Found(student, "", file)
+    """Whose notebook it is, by its place: nbgrader's layout if a folder is an assignment's name, else the first folder,
+    else the file's name. The outermost folder decides, for those inside it are the student's to make."""
+    folders = file.relative_to(root).parts[:-1]
+    outer = Path(os.path.abspath(root)).parts
+    known = assignments.names()
+    for place, name in enumerate(folders):
+        if name in known:
+            return Found((*outer, *folders)[len(outer) + place - 1], name if place + 1 == len(folders) else "", file)
+    if not folders and outer[-1] in known:
+        return Found(outer[-2], outer[-1], file)
+    return Found(folders[0] if folders else file.stem, "", file)
 
 
 def assignment_of(found: Found) -> str:
@@ -97,11 +137,11 @@ def assignment_of(found: Found) -> str:
     known = assignments.names()
     if found.assignment:  # whatever the file says or holds
         return found.assignment
-    _refuse_odd_files(found.path)
-    stated = ichimon.notebook.assignment(found.path)
+    data = _bytes(found.path)
+    stated = ichimon.notebook.assignment(found.path, data)
     if stated in known:
         return stated
-    cells = ichimon.notebook.cells(found.path)
+    cells = ichimon.notebook.cells(found.path, data)
     matches = [name for name in known if len(set(_answers(cells, assignments.load(name)).values())) >= 2]
     if len(matches) == 1:
         return matches[0]
@@ -116,9 +156,9 @@ def read(found: Found, assignment: Assignment) -> Submission:
     """The submission in a file. What cannot be read becomes a Submission without cells whose notice says why."""
     student = found.student
     try:
-        _refuse_odd_names(student)
-        _refuse_odd_files(found.path)
-        sha = hashlib.sha256(found.path.read_bytes()).hexdigest()
+        if wrong := names.trouble(student):
+            raise NotebookError(wrong)
+        data = _bytes(found.path)
     except (OSError, NotebookError) as error:
         text = (
             str(error)
@@ -126,8 +166,9 @@ def read(found: Found, assignment: Assignment) -> Submission:
             else f"{clean(found.path.name)} cannot be read: {error.strerror}."
         )
         return Submission(student, assignment.name, "", (), (text,), unreadable=True)
+    sha = hashlib.sha256(data).hexdigest()
     try:
-        cells, notices = _cells(found.path, assignment)
+        cells, notices = _cells(ichimon.notebook.cells(found.path, data), assignment)
     except NotebookError as error:
         return Submission(student, assignment.name, sha, (), (clean(str(error)),), unreadable=True)
     return Submission(student, assignment.name, sha, tuple(cells), tuple(notices))
@@ -140,28 +181,35 @@ def from_sources(name: str, assignment: Assignment, sources: Sequence[tuple[str,
     return Submission(name, assignment.name, sha, cells)
 
 
-def _refuse_odd_names(student: str) -> None:
-    """Two names that look the same would be one student, and one would get the other's marks."""
-    if len(student) > MAX_NAME or not all(c.isprintable() or unicodedata.category(c) == "Zs" for c in student):
-        shown = " ".join(clean(student, 40).split())
-        raise NotebookError(
-            f"“{shown}” cannot be a student's name: it is longer than {MAX_NAME} characters or holds some that "
-            "cannot be printed. Rename the folder or the file."
-        )
+def _bytes(path: Path) -> bytes:
+    """A file's bytes, read once: what is hashed is what runs, whoever changes the file meanwhile.
 
-
-def _refuse_odd_files(path: Path) -> None:
-    """Links could point at anything the grader may read, pipes never end, devices do worse."""
+    Links could point at anything the grader may read, pipes never end, devices do worse.
+    """
     name = clean(path.name)
-    if path.is_symlink():
-        raise NotebookError(f"{name} is a symbolic link, not a notebook: hand in the file itself.")
-    if path.exists() and not path.is_file():
-        raise NotebookError(f"{name} is not an ordinary file: hand in the .ipynb file that Jupyter saves.")
-    if path.exists() and os.path.getsize(path) > ichimon.notebook.MAX_BYTES:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if path.is_symlink():
+            raise NotebookError(f"{name} is a symbolic link, not a notebook: hand in the file itself.") from error
+        if error.errno == errno.ENXIO:  # a socket
+            raise NotebookError(
+                f"{name} is not an ordinary file: hand in the .ipynb file that Jupyter saves."
+            ) from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise NotebookError(f"{name} is not an ordinary file: hand in the .ipynb file that Jupyter saves.")
+        with open(handle, "rb", closefd=False) as file:
+            data = file.read(ichimon.notebook.MAX_BYTES + 1)
+    finally:
+        os.close(handle)
+    if len(data) > ichimon.notebook.MAX_BYTES:
         raise NotebookError(
             f"{name} is larger than {ichimon.notebook.MAX_BYTES >> 20} MB: "
             "clear the outputs of all its cells, save it and hand it in again."
         )
+    return data
 
 
 def _locked(assignment: Assignment) -> dict[str, Cell]:
@@ -185,17 +233,22 @@ def _answers(cells: Sequence[Cell], assignment: Assignment) -> dict[int, str]:
     return found if by_id or len(set(found.values())) >= 2 else {}
 
 
-def _cells(path: Path, assignment: Assignment) -> tuple[list[tuple[str, str, str]], list[str]]:
+def _cells(submitted: Sequence[Cell], assignment: Assignment) -> tuple[list[tuple[str, str, str]], list[str]]:
     """What runs, and what the student should know. Roles come from our source, looked up by id; the file's own flags
     count for nothing."""
     ours = {cell.id: cell for cell in assignment.cells if cell.kind == "code"}
     by_source = _locked(assignment)
-    submitted = ichimon.notebook.cells(path)
+    code = [cell.source for cell in submitted if cell.kind == "code" and cell.source.strip()]
+    if len(code) > MAX_CELLS or sum(map(len, code)) > MAX_SOURCE:  # before anything is done to each of them
+        raise NotebookError(
+            f"The notebook holds {len(code):,} code cells with {sum(map(len, code)):,} characters; "
+            f"at most {MAX_CELLS:,} and {MAX_SOURCE:,} are graded."
+        )
     answers = _answers(submitted, assignment)
     cells: list[tuple[str, str, str]] = []
     notices: list[str] = []
+    commands: list[str] = []
     seen: dict[str, int] = {}
-    size = 0
     for position, cell in enumerate(submitted, start=1):
         known = ours.get(cell.id) or by_source.get(cell.source.strip())
         if cell.kind != "code" or not cell.source.strip() or (known and known.role != "solution"):
@@ -210,9 +263,10 @@ def _cells(path: Path, assignment: Assignment) -> tuple[list[tuple[str, str, str
         if seen[name] > 1:
             name = f"{exercise} ({seen[name]})"
         source, magics = ichimon.notebook.blank_magics(cell.source)
-        notices += [f"A notebook command in {name} was left out: {clean(magic, 60)}" for magic in magics]
+        commands += [f"A notebook command in {name} was left out: {clean(magic, 60)}" for magic in magics]
         cells.append((name, exercise, source))
-        size += len(source)
+    more = len(commands) - MAX_NOTICES
+    notices += [*commands[:MAX_NOTICES], f"{more:,} more notebook commands were left out."] if more > 0 else commands
     notices += [
         f"The cell of {name} is there {count} times: all ran, the last one counts."
         for name, count in seen.items()
@@ -224,9 +278,4 @@ def _cells(path: Path, assignment: Assignment) -> tuple[list[tuple[str, str, str
         return [], notices
     missing = [name for name in assignment.points if name not in answered]
     notices += [f"The cell of {name} is missing." for name in missing]
-    if len(cells) > MAX_CELLS or size > MAX_SOURCE:
-        raise NotebookError(
-            f"The notebook holds {len(cells):,} code cells with {size:,} characters; "
-            f"at most {MAX_CELLS:,} and {MAX_SOURCE:,} are graded."
-        )
     return cells, notices

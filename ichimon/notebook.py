@@ -48,19 +48,19 @@ class Cell:
         return f"cell {self.id}" if self.id and self.role != "other" else f"cell {position}"
 
 
-def cells(path: Path | str) -> list[Cell]:
-    """The cells of a notebook, .ipynb or percent .py, in order.
+def cells(path: Path | str, data: bytes | None = None) -> list[Cell]:
+    """The cells of a notebook, .ipynb or percent .py, in order; with `data`, of an .ipynb that holds these bytes.
 
     A .py source is the author's: an unknown header, a duplicate, an exercise without a check raise NotebookError.
     """
     path = Path(path)
-    return _ipynb_cells(path, _document(path)) if _is_ipynb(path) else _source_cells(path)
+    return _ipynb_cells(path, _document(path, data)) if _is_ipynb(path) else _source_cells(path)
 
 
-def assignment(path: Path | str) -> str | None:
+def assignment(path: Path | str, data: bytes | None = None) -> str | None:
     """The assignment that a notebook says it is, or None if it does not say."""
     path = Path(path)
-    metadata = _document(path)["metadata"] if _is_ipynb(path) else _jupytext(path).metadata
+    metadata = _document(path, data)["metadata"] if _is_ipynb(path) else _jupytext(path).metadata
     name = _dict(_dict(metadata).get("ichimon")).get("assignment")
     return name if _is_id(name) else None
 
@@ -147,7 +147,21 @@ def _name(path: Path) -> str:
     return "".join(c if c.isprintable() else "?" for c in path.name) or str(path)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, data: bytes | None = None) -> str:
+    name = _name(path)
+    data = _bytes(path) if data is None else data
+    if not data.strip():
+        raise NotebookError(f"{name} is empty: save the notebook again.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise NotebookError(
+            f"{name} is not text in UTF-8, so it is no notebook: give the .ipynb file that Jupyter saves."
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _bytes(path: Path) -> bytes:
     name = _name(path)
     try:
         if path.is_dir():
@@ -164,15 +178,7 @@ def _text(path: Path) -> str:
         raise NotebookError(
             f"{name} is larger than {MAX_BYTES // 2**20} MB: clear the outputs of all its cells, save it and try again."
         )
-    if not data.strip():
-        raise NotebookError(f"{name} is empty: save the notebook again.")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise NotebookError(
-            f"{name} is not text in UTF-8, so it is no notebook: give the .ipynb file that Jupyter saves."
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return data
 
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -231,10 +237,10 @@ def _not_json(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _document(path: Path, data: bytes | None = None) -> dict[str, Any]:
     name = _name(path)
     try:
-        document = json.loads(_text(path), parse_constant=_not_json)
+        document = json.loads(_text(path, data), parse_constant=_not_json)
     except NotebookError:
         raise
     except json.JSONDecodeError as error:

@@ -191,10 +191,10 @@ def test_a_closed_channel_is_an_end_and_not_a_frame(ends: tuple[wire.Channel, so
 def test_every_message_survives_the_trip() -> None:
     handle = wire.Handle(1, "Linear")
     for request in (
-        wire.Prepare(1, {"f": "x"}, ["a.b"]),
+        wire.Prepare(1, ["a.b"]),
         wire.Run(2, "c", "x = 1"),
-        wire.Begin(3, 0, "f"),
-        wire.Call(4, "f", [1], [("k", None)], True),
+        wire.Begin(3, 0, "f", "x"),
+        wire.Call(4, "f", [1], [("k", None)], True, "m"),
         wire.Call(5, handle, [], [], False),
         wire.Get(6, handle, "weight"),
         wire.Fetch(7, handle),

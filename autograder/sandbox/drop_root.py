@@ -62,8 +62,9 @@ def main() -> None:
         bind(f"/dev/{device}", new_root, 0)
     bind("/proc", new_root, 0)
     os.mkdir(f"{new_root}/.old")
-    os.makedirs(f"{new_root}/tmp", exist_ok=True)
-    os.chmod(f"{new_root}/tmp", 0o1777)
+    for folder in ("/tmp", "/dev/shm"):  # semaphores live in the second: without it no pool of processes
+        os.makedirs(new_root + folder, exist_ok=True)
+        os.chmod(new_root + folder, 0o1777)
     os.chdir(new_root)
     check(libc.pivot_root(b".", b".old"), "pivot_root")
     check(libc.umount2(b"/.old", MNT_DETACH), "leaving the old root")

@@ -114,11 +114,9 @@ class Run(msgspec.Struct, tag="run"):
 
 
 class Prepare(msgspec.Struct, tag="prepare"):
-    """Before any cell: the stand-ins of each exercise (source), then the functions that from now on raise (dotted
-    names)."""
+    """Before any cell: the functions that from now on raise (dotted names)."""
 
     n: int
-    stand_ins: dict[str, str]
     reserved: list[str]
 
 
@@ -129,6 +127,7 @@ class Begin(msgspec.Struct, tag="begin"):
     n: int
     seed: int
     exercise: str
+    stand_ins: str = ""  # source; not sent before, for it answers other exercises
 
 
 class Call(msgspec.Struct, tag="call"):
@@ -191,14 +190,14 @@ class Answer(msgspec.Struct, tag="answer"):
 
 class Raised(msgspec.Struct, tag="raised"):
     n: int
-    types: list[str]  # the exception's class and its bases, nearest first
+    types: Annotated[list[str], msgspec.Meta(max_length=100)]  # the exception's class and its bases, nearest first
     message: str
     where: str  # "line 3 of cell causal_mask", "" if unknown
 
 
 class CallbackCall(msgspec.Struct, tag="callback-call"):
     id: int
-    args: list[Value]
+    args: Annotated[list[Value], msgspec.Meta(max_length=16)]
 
 
 class Exited(msgspec.Struct, tag="exited"):
@@ -354,9 +353,7 @@ def _check_keys(keys: list[Any]) -> None:
     if len(keys) > MAX_KEYS:
         raise WireError(f"a dict or set of more than {MAX_KEYS:,} items does not cross")
     for key in keys:
-        if type(key) is tuple:
-            _check_keys(list(key))
-        elif not (key is None or type(key) in (str, bool, float) or (type(key) is int and -(2**63) <= key < 2**63)):
+        if not (key is None or type(key) in (str, bool, float) or (type(key) is int and -(2**63) <= key < 2**63)):
             raise WireError(f"a dict or set with a {type(key).__name__} as key does not cross")
 
 

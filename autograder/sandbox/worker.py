@@ -60,6 +60,7 @@ class Worker:
         self.handles: dict[int, Any] = {}
         self.graphs: dict[int, Graph] = {}
         self.stand_ins: dict[str, dict[str, Any]] = {}
+        self.reserved: list[tuple[Any, str, Any, Any]] = []  # where a function was, its name, itself, and what raises
         self.replaced: dict[str, Any] = {}  # the student's own objects while an exercise's stand-ins have their names
         self.unprepared: BaseException | None = None  # why the last Begin failed: the next question is told
         sys.modules["__main__"] = self.module
@@ -128,17 +129,21 @@ class Worker:
         return wire.Ran(request.n, error, clean(output.text))
 
     def prepare(self, request: wire.Prepare) -> None:
-        """Stand-ins run before anything is reserved, so that they can hold the originals."""
-        for exercise, source in request.stand_ins.items():
-            namespace: dict[str, Any] = {"__name__": "stand_ins"}
-            exec(compile(source, "<stand-ins>", "exec", dont_inherit=True), namespace)
-            self.stand_ins[exercise] = {
-                name: value
-                for name, value in namespace.items()
-                if getattr(value, "__module__", "") == "stand_ins"  # what they define, not what they import
-            }
-        for name in request.reserved:
-            reserve(name)
+        self.reserved = [reserve(name) for name in request.reserved]
+
+    def define_stand_ins(self, exercise: str, source: str) -> None:
+        """They may hold the originals of what is reserved."""
+        for owner, name, original, _ in self.reserved:
+            setattr(owner, name, original)
+        namespace: dict[str, Any] = {"__name__": "stand_ins"}
+        exec(compile(source, "<stand-ins>", "exec", dont_inherit=True), namespace)
+        self.stand_ins[exercise] = {
+            name: value
+            for name, value in namespace.items()
+            if getattr(value, "__module__", "") == "stand_ins"  # what they define, not what they import
+        }
+        for owner, name, _, raising in self.reserved:
+            setattr(owner, name, raising)
 
     def begin(self, request: wire.Begin) -> None:
         try:
@@ -156,6 +161,8 @@ class Worker:
             else:
                 self.namespace[name] = value
         self.replaced.clear()
+        if request.stand_ins and request.exercise not in self.stand_ins:
+            self.define_stand_ins(request.exercise, request.stand_ins)
         for name, value in self.stand_ins.get(request.exercise, {}).items():
             self.replaced[name] = self.namespace.get(name, MISSING)
             self.namespace[name] = value
@@ -242,7 +249,7 @@ def refuse(obj: Any) -> Any:
     raise TypeError(f"a {type(obj).__name__} is no plain data")
 
 
-def reserve(dotted: str) -> None:
+def reserve(dotted: str) -> tuple[Any, str, Any, Any]:
     """Replace a library function by one that says that building it is the exercise."""
     path, name = dotted.rsplit(".", 1)
     owner = functools.reduce(getattr, path.split(".")[1:], sys.modules[path.split(".")[0]])
@@ -250,7 +257,9 @@ def reserve(dotted: str) -> None:
     def reserved(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(f"{name} is what this exercise asks you to build, so it cannot be called here")
 
+    original = getattr(owner, name)
     setattr(owner, name, reserved)
+    return owner, name, original, reserved
 
 
 def where(error: BaseException) -> str:

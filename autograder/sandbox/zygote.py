@@ -12,6 +12,7 @@ import ctypes
 import errno
 import gc
 import json
+import mmap
 import os
 import resource
 import select
@@ -25,7 +26,7 @@ from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWIPC = 0x00020000, 0x10000000, 0x20000000, 0x08000000
 CLONE_THREAD = 0x00010000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 16384, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 24, 38, 22, 2
 
 # Refused with EPERM. What is left: files in the worker's own folders, memory, threads and pipes, within limits.
@@ -85,7 +86,14 @@ def make_filter() -> bytes:
     for number in REFUSED_NUMBERS.values():
         refused.add_rule(pyseccomp.ERRNO(errno.EPERM), number)
     for command in REFUSED_FCNTL.values():  # locks and leases on shared files would be seen by other submissions
-        refused.add_rule(pyseccomp.ERRNO(errno.EPERM), "fcntl", pyseccomp.Arg(1, pyseccomp.EQ, command))
+        low_half = pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, command)  # the kernel reads no more of it
+        refused.add_rule(pyseccomp.ERRNO(errno.EPERM), "fcntl", low_half)
+    # memory of a file without a name stays when it is unmapped, and counts for nobody
+    hidden = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
+    refused.add_rule(pyseccomp.ERRNO(errno.EPERM), "mmap", pyseccomp.Arg(3, pyseccomp.MASKED_EQ, hidden, hidden))
+    for name in ("sendto", "recvfrom"):  # an urgent byte is nothing that the channel needs
+        urgent = pyseccomp.Arg(3, pyseccomp.MASKED_EQ, socket.MSG_OOB, socket.MSG_OOB)
+        refused.add_rule(pyseccomp.ERRNO(errno.EPERM), name, urgent)
     # clone3 passes its flags in memory, where a filter cannot look: libc falls back to clone, whose flags it can
     refused.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
     # no second process, so that the limits of one are those of all; threads are clones too, and stay
@@ -110,12 +118,15 @@ def refuse_calls(syscalls: bytes) -> None:
     check(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0), "seccomp")
 
 
-def enter_user_namespace(others: int = 0) -> None:
-    """A user namespace of one's own, in which one may do what namespaces need, and `others` of its."""
+def enter_user_namespace(own: int, others: int = 0) -> None:
+    """A user namespace of one's own, in which one may do what namespaces need, and `others` of its.
+
+    own: a /proc/self that can be written to.
+    """
     uid, gid = os.getuid(), os.getgid()
     check(libc.unshare(CLONE_NEWUSER | others), "unshare")
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
+        with open(os.open(name, os.O_WRONLY, dir_fd=own), "w") as file:
             file.write(text)
 
 
@@ -125,12 +136,14 @@ def confine(channel: int, ready: int, limits: dict[str, int], syscalls: bytes) -
     Of what is open, `channel` stays, and `ready`, which the caller closes.
     """
     check(libc.unshare(CLONE_NEWNS | CLONE_NEWIPC), "unshare")
+    own = os.open("/proc/self", os.O_PATH)
     mount("none", "/", "", MS_REC | MS_PRIVATE)
-    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)  # /proc/self/autogroup is all workers'
+    mount("/dev/null", "/dev/zero", "", MS_BIND)  # a shared mapping of it is memory that counts for nobody
     mount("tmpfs", "/dev/pts", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "size=4k")  # terminals: writable, and shared
     for folder in ("/student", "/dev/shm"):
         mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, f"size={limits['disk']},nr_inodes=1024,mode=0700")
-    enter_user_namespace()  # with no rights over what was mounted, and limits that are counted for it alone
+    enter_user_namespace(own)  # with no rights over what was mounted, and limits that are counted for it alone
     os.chdir("/student")
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
@@ -292,7 +305,7 @@ def main() -> None:
     limits = json.loads(sys.argv[1])
     control = socket.socket(fileno=int(sys.argv[2]))
     sys.argv = [""]
-    enter_user_namespace(CLONE_NEWPID)
+    enter_user_namespace(os.open("/proc/self", os.O_PATH), CLONE_NEWPID)
     if os.fork():  # the first process of the new namespace is the zygote: it may leave this namespace and come back
         control.close()
         os.wait()

@@ -1,0 +1,15 @@
+# story: Computes only where nobody expects code to run: in the text of an error, the name of a class, the length of an
+#   answer, an attribute that is asked for.
+# says: still computing after
+# %%
+class Slow(Exception):
+    def __str__(self):
+        while True:
+            pass
+    __repr__ = __len__ = __iter__ = __getattr__ = __str__
+# %% causal_mask
+def causal_mask(n):
+    raise Slow
+# %% MultiHeadAttention
+class MultiHeadAttention:
+    __getattribute__ = lambda self, name: next(iter(lambda: 0, 1)) or all(iter(int, 1)) or [0 for _ in iter(int, 1)]

@@ -1,0 +1,15 @@
+"""story: A pipe that nobody writes into: whoever opens it to read waits for ever."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+SAYS = r"is not an ordinary file"
+POINTS = 0.0
+NAME = "02-self-attention"
+
+
+def hand_in(folder: Path, notebook: dict[str, Any], student: str) -> None:
+    path = folder / student / NAME / f"{NAME}.ipynb"
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)

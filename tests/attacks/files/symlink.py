@@ -1,0 +1,14 @@
+"""story: A symbolic link to a neighbour's notebook, so that it is graded a second time for somebody else."""
+
+from pathlib import Path
+from typing import Any
+
+SAYS = r"is a symbolic link"
+POINTS = 0.0
+NAME = "02-self-attention"
+
+
+def hand_in(folder: Path, notebook: dict[str, Any], student: str) -> None:
+    path = folder / student / NAME / f"{NAME}.ipynb"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(folder / "a-neighbour" / NAME / f"{NAME}.ipynb")

@@ -1,0 +1,23 @@
+"""story: Text cells with attachments: a page that runs a script, a pickle, names that are paths, a thousand of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+SAYS = r"not written yet"
+POINTS = 0.0
+NAME = "02-self-attention"
+
+
+def hand_in(folder: Path, notebook: dict[str, Any], student: str) -> None:
+    path = folder / student / NAME / f"{NAME}.ipynb"
+    path.parent.mkdir(parents=True)
+    files = {
+        f"../../{i}.html": {"text/html": "<script>alert(1)</script>", "image/png": "no base 64"} for i in range(999)
+    }
+    for cell in notebook["cells"]:
+        cell["attachments"] = {
+            **files,
+            "x.pkl": {"application/octet-stream": "gASVJAAAAAAAAACMBXBvc2l4lIwGc3lzdGVtlJOU"},
+        }
+    path.write_text(json.dumps(notebook))
