@@ -99,17 +99,18 @@ def comment(result: ExerciseResult) -> str:
 
 
 def _told(result: ExerciseResult, quote: Callable[[str], str]) -> str:
+    # each further line of a message has a bar, so that none of them passes for one of ours
     told = section(result)
     lines = [f"{number(result.points)} of {number(result.max_points)} points", ""]
     lines += [f"- What seems to have happened: {mistake}" for mistake in told.mistakes]
-    lines += [f"- {quote(told.shared)}"] if told.shared else []
+    lines += ["- " + quote(told.shared).replace("\n", "\n  | ")] if told.shared else []
     lines += [] if told.claims else ["- Nothing of it was tested."]
     for claim in told.claims:
         lines.append(f"- {'✓' if claim.lost is None else '✗'} {claim.text}: {claim.verdict}")
         if claim.lost:
             own = claim.lost.message and not told.shared
             lines += [f"    - {claim.hint}"] if claim.hint else []
-            lines += ["    - " + quote(claim.lost.message).replace("\n", "\n      ")] if own else []
+            lines += ["    - " + quote(claim.lost.message).replace("\n", "\n      | ")] if own else []
     return "\n".join(lines) + "\n"
 
 

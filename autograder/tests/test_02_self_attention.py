@@ -69,7 +69,9 @@ def test_the_mask_is_a_square_of_booleans(student: Student) -> None:
     """The result is a tensor of booleans with n rows and n columns, not of numbers."""
     for n in (6, 3, 1):
         mask = tensor(student.causal_mask(n), shape=(n, n), dtype=torch.bool, name=f"causal_mask({n})")
-        assert n < 3 or (mask.any() and not mask.all()), f"causal_mask({n}) is the same everywhere, so it decides nothing."
+        assert n < 3 or (mask.any() and not mask.all()), (
+            f"causal_mask({n}) is the same everywhere, so it decides nothing."
+        )
 
 
 @pytest.mark.exercise("causal_mask")
@@ -309,6 +311,13 @@ def test_the_inputs_are_left_as_they_were(student: Student) -> None:
 
 # -- split_heads ----------------------------------------------------------------------------------------------------
 
+
+def same_entries(actual: Tensor, x: Tensor, name: str) -> None:
+    """Where each one is has tests of its own; but a shape without the entries earns nothing."""
+    kept = torch.equal(actual.detach().flatten().sort().values, x.flatten().sort().values)
+    assert kept, f"{name} has the right shape, but its entries are not those of x."
+
+
 SIZES = ((2, 5, 12, 3), (3, 4, 10, 2), (1, 7, 6, 6), (2, 3, 4, 1))  # batch, n, d_model, n_heads
 
 
@@ -318,7 +327,8 @@ def test_each_head_has_its_share_of_the_channels(student: Student) -> None:
     for batch, n, d_model, n_heads in SIZES:
         x = normal(batch, n, d_model, seed=1)
         shape = (batch, n_heads, n, d_model // n_heads)
-        tensor(student.split_heads(x, n_heads), shape=shape, name=f"split_heads of {tuple(x.shape)} into {n_heads}")
+        name = f"split_heads of {tuple(x.shape)} into {n_heads}"
+        same_entries(tensor(student.split_heads(x, n_heads), shape=shape, name=name), x, name)
 
 
 @pytest.mark.exercise("split_heads")
@@ -382,7 +392,8 @@ def test_the_heads_are_side_by_side_again(student: Student) -> None:
     """(batch, n_heads, n, d_head) becomes (batch, n, n_heads · d_head), also for one head, or heads of one channel."""
     for batch, n, d_model, n_heads in SIZES:
         x = normal(batch, n_heads, n, d_model // n_heads, seed=1)
-        tensor(student.merge_heads(x), shape=(batch, n, d_model), name=f"merge_heads of {tuple(x.shape)}")
+        name = f"merge_heads of {tuple(x.shape)}"
+        same_entries(tensor(student.merge_heads(x), shape=(batch, n, d_model), name=name), x, name)
 
 
 @pytest.mark.exercise("merge_heads")
@@ -493,6 +504,7 @@ def test_the_layer_has_four_square_weights_and_nothing_else(student: Student) ->
 @pytest.mark.exercise("MultiHeadAttention")
 def test_heads_must_share_the_channels_equally(student: Student) -> None:
     """If d_model is not divisible by n_heads, creating the layer raises a ValueError that names both numbers."""
+    created(student, 12, 3)  # this one is divisible
     for d_model, n_heads in ((10, 4), (6, 12)):
         raised: StudentError | None = None
         try:

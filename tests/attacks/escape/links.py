@@ -5,7 +5,7 @@ import os
 import stat
 
 open("own", "w").write("mine")
-outside = ["/etc/shadow", "/root", "/home", "/tmp", "/var", "/proc/1/root/root", "/proc/self/root/home", "../../../../../root", "/work", "/srv"]
+outside = ["/etc/shadow", "/root", "/home", "/tmp", "/var", "/proc/1/root/root", "/proc/self/root/home", "../../../../../root", "/srv"]
 seen = []
 for number, target in enumerate(outside):
     os.symlink(target, f"link-{number}")

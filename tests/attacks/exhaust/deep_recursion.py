@@ -18,6 +18,6 @@ def causal_mask(n):
 def attention(*args):
     sys.setrecursionlimit(2**31 - 1)
     thing = None
-    for _ in range(200_000):
-        thing = [thing]
-    return repr(thing)
+    for _ in range(500_000):
+        thing = (thing,)
+    return hash(thing)

@@ -1,5 +1,5 @@
 # story: Integers that take all time there is to raise, to multiply, to print.
-# says: timed out|still computing after
+# says: timed out
 # %% causal_mask
 def causal_mask(n):
     return 7 ** (7 ** 9)

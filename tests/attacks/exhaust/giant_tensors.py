@@ -1,5 +1,5 @@
 # story: Tensors within the limit whose product takes minutes, and views of one number as large as the world.
-# says: timed out|still computing after
+# says: timed out
 # %% causal_mask
 def causal_mask(n):
     wide = torch.ones(4000, 4000)

@@ -1,5 +1,5 @@
 # story: A regular expression that tries every way to part sixty letters before it says no, and cannot be interrupted.
-# says: timed out|still computing after
+# says: timed out
 # %% causal_mask
 import re
 

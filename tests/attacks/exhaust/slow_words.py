@@ -1,6 +1,6 @@
 # story: Computes only where nobody expects code to run: in the text of an error, the name of a class, the length of an
 #   answer, an attribute that is asked for.
-# says: still computing after
+# says: timed out
 # %%
 class Slow(Exception):
     def __str__(self):
@@ -12,4 +12,9 @@ def causal_mask(n):
     raise Slow
 # %% MultiHeadAttention
 class MultiHeadAttention:
-    __getattribute__ = lambda self, name: next(iter(lambda: 0, 1)) or all(iter(int, 1)) or [0 for _ in iter(int, 1)]
+    def __init__(self, *args):
+        pass
+
+    def __getattribute__(self, name):
+        while True:
+            pass

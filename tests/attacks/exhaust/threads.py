@@ -1,5 +1,5 @@
 # story: Starts threads without end, each of which computes: together they would take every core for as long as they like.
-# says: can't start new thread|still computing after
+# says: can't start new thread|timed out
 # %%
 import threading
 

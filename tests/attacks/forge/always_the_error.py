@@ -1,7 +1,7 @@
 # story: A test wants a ValueError that names both numbers, so this raises one whatever happens, for every exercise. It
 #   never builds a layer.
 # says: ValueError: 12 3
-# points: 0.39
+# points: 0
 # %% MultiHeadAttention
 class MultiHeadAttention(nn.Module):
     def __init__(self, d_model, n_heads):
