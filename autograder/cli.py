@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
+import msgspec.json
 import typer
+from msgspec import to_builtins
 
 for _library in ("OMP", "OPENBLAS", "MKL"):  # before torch is imported: one thread, or forked workers could hang
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column, Table
 from rich.text import Text
 
-from autograder.report import ExerciseResult, Report, clean
+from autograder.report import ExerciseResult, Outcome, Report, clean
+
+if TYPE_CHECKING:  # torch and nbgrader, which only some commands need
+    from autograder.gradebook import Held
+    from autograder.grading import Ungraded
+    from autograder.results import Key, Move, Results
+    from autograder.submission import Found
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,20 +44,36 @@ app = typer.Typer(
     \b
     autograder grade submitted          a class in nbgrader's layout, a folder of notebooks, or one file
     autograder show                     the marks so far;  autograder show STUDENT  every claim of one student
+    autograder why STUDENT EXERCISE     the whole story of one mark, for an appeal
     autograder feedback                 a page for each student and a report of the class
     autograder verify                   for authors: do the hidden tests deserve trust?
     autograder doctor                   can this machine lock submissions in?
 
     Exit codes: 0 all is graded · 1 some file could not be graded, or a check failed · 2 the command or its input is
-    wrong.
+    wrong, or this machine cannot grade · 130 stopped with Ctrl-C: what was graded is kept.
     """,
 )
-out = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 180)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(emoji=False, highlight=False, soft_wrap=False, width=None if sys.stdout and sys.stdout.isatty() else 180)
+err = Console(emoji=False, stderr=True, highlight=False, soft_wrap=True)
 
 ResultsFile = Annotated[
     Path | None, typer.Option("--results", help="Where verdicts are kept (default: _build/results.sqlite).")
 ]
+GradebookUrl = Annotated[
+    str,
+    typer.Option(
+        "--gradebook",
+        metavar="URL",
+        help="An nbgrader gradebook: the URL of its database, or `auto` for the course's own.",
+    ),
+]
+# How a submission lost points that another attempt might give it.
+CHANCES = {
+    Outcome.TIMED_OUT: "timed out",
+    Outcome.OUT_OF_MEMORY: "ran out of memory",
+    Outcome.DIED: "lost a worker",
+    Outcome.CRASHED: "met a test that could not judge them",
+}
 
 
 @app.command()
@@ -54,81 +81,121 @@ def grade(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH...", help="A notebook, a folder <student>/<assignment>/*.ipynb, or *.ipynb files."
+            metavar="PATH...",
+            help="A notebook, a folder <student>/<assignment>/*.ipynb, *.ipynb files, or a zip or tar of them.",
         ),
     ],
     workers: Annotated[int, typer.Option(min=1, help="Processes that grade at the same time.")] = os.cpu_count() or 1,
+    scheduler: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Grade on this Dask cluster, such as tcp://10.0.0.1:8786, not here.")
+    ] = "",
+    again: Annotated[
+        bool, typer.Option("--again", help="Grade what has a verdict too. Every verdict is kept; the latest counts.")
+    ] = False,
     results: ResultsFile = None,
     assignment: Annotated[str, typer.Option(help="For files that do not say which assignment they are.")] = "",
-    gradebook: Annotated[
-        str,
-        typer.Option(
-            help="Also write the marks into this nbgrader gradebook (a database URL, or `auto` for the course's own)."
-        ),
-    ] = "",
+    gradebook: GradebookUrl = "",
+    preview: Annotated[
+        bool,
+        typer.Option("--preview", help="Grade, list the marks that --gradebook would move, and write none into it."),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="A line for each student as it is graded.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Reports as JSON lines instead of a table.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="JSON instead of tables: a line a report, then the moves, then a summary.")
+    ] = False,
 ) -> None:
-    """Grade what has not been graded yet, and print the marks with a reason for each missing point."""
+    """Grade what has not been graded yet, and print the marks with a reason for each missing point.
+
+    With --gradebook the marks also go to nbgrader, once those that move have been listed. A mark that a person set
+    stands. --preview lists and does not write: the grading itself is real and kept, so the same command without it
+    writes just what was listed.
+
+    Exit codes: 0 all is graded · 1 some file could not be graded · 2 the command or its input is wrong, or this
+    machine or cluster cannot grade · 130 stopped with Ctrl-C: what was graded is kept.
+    """
     from autograder import assignment as assignments
     from autograder import grading, submission
     from autograder.results import Results
 
     started = time.monotonic()
+    if preview and not gradebook:
+        _refuse("--preview lists what --gradebook would move: name the gradebook too.")
     if assignment:
         assignments.load(assignment)  # an unknown one is told once, not for each file
+    if gradebook:
+        _held(gradebook)  # a wrong address is told now, not after an hour
     found, without = submission.find(paths)
     for sentence in without:
         err.print(escape(sentence))
     if not found:
         raise typer.Exit(2)
-    with (
-        Results(results) as stored,
-        Progress(
-            TextColumn("grading"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=err,
-            disable=not err.is_terminal,
-            transient=True,
-        ) as progress,
-    ):
-        bar = progress.add_task("grading", total=len(found))
-        known = 0
+    with Results(results) as stored:
+        watch = Watch(len(found), verbose, json)
+        try:
+            with watch.bar:
+                reports, ungraded = grading.grade_class(
+                    found, stored, workers, assignment, watch.tell, scheduler=scheduler, again=again
+                )
+        except KeyboardInterrupt:
+            nothing = "; nothing was written to the gradebook" if gradebook else ""
+            err.print(f"{watch.known + watch.graded} of {len(found)} are graded{nothing}.")
+            raise
+        if not json:
+            print_marks(reports)
+        for item in ungraded:
+            err.print(f"[red]not graded[/red]  {escape(_student(item))}: {escape(item.reason)}")
+        moved, told = _settle(stored, watch, reports, ungraded, found, gradebook, preview)
+        seconds = time.monotonic() - started
+        code = 1 if ungraded or without else 0
+        if json:
+            ended = {"moved": moved, "gradebook": bool(gradebook) and not preview, "exit_code": code}
+            summary = watch.summary(ungraded, without, stored.added)
+            _print_json({"summary": {**summary, **ended, "seconds": round(seconds, 3)}})
+    for sentence in (*watch.skipped(stored.added), *told):
+        err.print(escape(sentence))
+    known = f", {watch.known} of them known from before (the same file, today's tests)" if watch.known else ""
+    err.print(f"{len(reports)} submissions in {seconds:.1f} s{known}; {len(ungraded)} could not be graded.")
+    raise typer.Exit(code)
 
-        def tell(report: Report, fresh: bool) -> None:
-            nonlocal known
-            known += not fresh
-            progress.advance(bar)
-            if verbose:
-                err.print(f"{escape(report.student)}  {report.points:g}/{report.max_points:g}  {escape(report.reason)}")
 
-        reports, ungraded = grading.grade_class(found, stored, workers, assignment, tell)
-    if json:
-        import msgspec
+def _settle(
+    stored: Results,
+    watch: Watch,
+    reports: Iterable[Report],
+    ungraded: Sequence[Ungraded],
+    found: Sequence[Found],
+    gradebook: str,
+    preview: bool,
+) -> tuple[int, list[str]]:
+    """List the marks that moved, and only then write into the gradebook. Return how many, and what to say of it."""
+    marks = stored.marks(watch.whose)
+    moves = stored.moved(marks)
+    if not gradebook:
+        _print_moves(moves, watch.json)
+        stored.announce(marks)
+        return len(moves), []
 
-        for report in reports:
-            points = {"points": report.points, "max_points": report.max_points}
-            print(msgspec.json.encode({**msgspec.to_builtins(report), **points}).decode())
-    else:
-        print_marks(reports)
-    for item in ungraded:
-        student = " ".join(clean(item.found.student, 40).split())
-        err.print(f"[red]not graded[/red]  {escape(student)}: {escape(item.reason)}")
-    if gradebook:
-        from autograder import gradebook as gradebooks
+    from autograder import gradebook as gradebooks
 
-        # who handed in something that is no notebook gets 0 and the sentence; what we failed to grade gets nothing
-        empty = [
-            Report(item.found.student, item.unreadable, "", (), (item.reason,)) for item in ungraded if item.unreadable
+    # who handed in something that is no notebook gets 0 and the sentence; what we failed to grade gets nothing
+    unreadable = [item for item in ungraded if item.unreadable]
+    empty = [Report(item.found.student, item.unreadable, "", (), (item.reason,)) for item in unreadable]
+    holds = _held(gradebook)
+    moves = gradebooks.compared(itertools.chain(reports, empty), moves, holds)
+    _print_moves(moves, watch.json)
+    new = sum(key not in holds or holds[key].auto is None for key in marks)
+    by_hand = sum(move.by_hand for move in moves)
+    told = f"{new} new marks, {len(moves) - by_hand} moved" + (f", {by_hand} of a person kept" if by_hand else "")
+    if preview:
+        return len(moves), [
+            f"Nothing was written to the gradebook ({told}). Without --preview the same command does it."
         ]
-        files = {item.student: item.path for item in found}
-        gradebooks.sync([*reports, *empty], "" if gradebook == "auto" else gradebook, files=files)
-    seconds = time.monotonic() - started
-    again = f", {known} of them known from before" if known else ""
-    err.print(f"{len(reports)} submissions in {seconds:.1f} s{again}; {len(ungraded)} could not be graded.")
-    raise typer.Exit(1 if ungraded or without else 0)
+    files = {(student, assignment): stored.files(student, assignment)[0].path for student, assignment in watch.whose}
+    files |= {(item.found.student, item.unreadable): item.found.path for item in unreadable}
+    files |= {(item.student, item.assignment): item.path for item in found}  # as it is, whatever bytes its name holds
+    gradebooks.sync(itertools.chain(reports, empty), _url(gradebook), files=files)
+    stored.announce(marks)
+    return len(moves), [f"The gradebook is up to date ({told})."]
 
 
 @app.command()
@@ -138,17 +205,56 @@ def show(
     assignment: Annotated[str, typer.Option(help="Only this assignment.")] = "",
 ) -> None:
     """Print the marks so far, or everything about one student's."""
-    reports = _reports(results, assignment)
+    reports = _reports(results, assignment, student)
     if not student:
         print_marks(reports)
         return
-    chosen = [report for report in reports if report.student == student]
-    if not chosen:
-        _refuse(
-            f"No results for {student!r}. There are results for: {', '.join(report.student for report in reports)}."
-        )
-    for report in chosen:
+    for report in reports:
         print_report(report)
+
+
+@app.command()
+def why(
+    student: Annotated[str, typer.Argument(help="Whose mark.")],
+    exercise: Annotated[str, typer.Argument(help="Which one; without it, the list of them.")] = "",
+    results: ResultsFile = None,
+    assignment: Annotated[str, typer.Option(help="Where several assignments have an exercise of that name.")] = "",
+    gradebook: GradebookUrl = "",
+    tests: Annotated[bool, typer.Option("--tests", help="Show the source of the hidden tests too.")] = False,
+) -> None:
+    """Tell the whole story of one mark: the file, what ran, what it printed, what failed, and every earlier verdict.
+
+    For staff: it may name what students must not read. What is kept with the verdict is enough for it, so it works
+    when the file is gone.
+    """
+    from autograder import story
+    from autograder.results import Results
+
+    reports = _reports(results, assignment, student)
+    chosen = [(r, result) for r in reports for result in r.exercises if not exercise or result.exercise == exercise]
+    if not chosen:
+        there = ", ".join(result.exercise for report in reports for result in report.exercises)
+        _refuse(f"{student} has no verdict on {exercise!r}. There is one on: {there}.")
+    if exercise and len(chosen) > 1:
+        places = " or ".join(f"--assignment {report.assignment}" for report, _ in chosen)
+        _refuse(f"{student} has {exercise} in several assignments: add {places}.")
+    if not exercise:
+        for report, result in chosen:
+            told = (
+                f"  {report.assignment} · {result.exercise}: {_of(result.points, result.max_points)}  {result.reason}"
+            )
+            out.print(escape(story.wrapped(told)))
+        out.print(f"`autograder why {escape(student)} EXERCISE` tells the whole story of one.")
+        return
+    [(report, result)] = chosen
+    held = _held(gradebook).get((student, report.assignment, exercise)) if gradebook else None
+    title = f"{student} · {report.assignment} · {exercise}: {_of(result.points, result.max_points)} points"
+    out.print(f"[bold]{escape(title)}[/bold]")
+    with Results(results) as stored:
+        for heading, lines in story.tell(stored, student, report.assignment, exercise, held, tests):
+            out.print(f"\n[bold]{heading}[/bold]")
+            for line in lines:
+                out.print(escape(story.wrapped(f"  {line}")))
 
 
 @app.command()
@@ -197,21 +303,141 @@ def doctor() -> None:
     out.print("All layers hold: submissions can be graded here.")
 
 
-def print_marks(reports: Sequence[Report]) -> None:
+class Pace(ProgressColumn):
+    """How many submissions are graded in a second, and how long the rest will take at that pace."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.fields["graded"] / task.elapsed if task.elapsed else 0.0
+        if not rate or task.total is None:
+            return Text("starting")
+        left = timedelta(seconds=round((task.total - task.completed) / rate))
+        return Text(f"{rate:.2f} submissions/s, {left} left")
+
+
+class Watch:
+    """What is said while a class is graded: a bar on a terminal, a line for each student, JSON for machines."""
+
+    def __init__(self, total: int, verbose: bool, json: bool) -> None:
+        self.total, self.verbose, self.json = total, verbose, json
+        self.known = self.graded = 0
+        self._exercises: set[str] = set()  # of the submissions that were graded now
+        self.whose: list[tuple[str, str]] = []  # (student, assignment)
+        self._unlucky: dict[Outcome, list[str]] = {}  # who is known for something that another attempt could change
+        self.bar = Progress(
+            TextColumn("grading"),
+            BarColumn(None),
+            MofNCompleteColumn(),
+            Pace(Column(no_wrap=True)),
+            console=err,
+            disable=not err.is_terminal,
+            transient=True,
+            expand=True,
+            redirect_stdout=False,  # it would send the JSON to stderr
+        )
+        self._task = self.bar.add_task("grading", total=total, graded=0)
+
+    def tell(self, report: Report, fresh: bool) -> None:
+        self.whose.append((report.student, report.assignment))
+        if fresh:
+            self.graded += 1
+            self._exercises |= {result.exercise for result in report.exercises}
+        else:
+            self.known += 1
+            outcomes = {test.outcome for result in report.exercises for test in result.tests}
+            for outcome in outcomes.intersection(CHANCES):
+                self._unlucky.setdefault(outcome, []).append(report.student)
+        self.bar.update(self._task, advance=1, graded=self.graded)
+        if self.verbose:
+            how = "graded" if fresh else "known"
+            told = f"{report.student}  {_of(report.points, report.max_points)}  {how}  {report.reason}"
+            err.print(escape(told.rstrip()))
+        if self.json:
+            more = {"points": report.points, "max_points": report.max_points, "known": not fresh}
+            _print_json({**to_builtins(report), **more})
+
+    def skipped(self, added: Mapping[str, int]) -> list[str]:
+        """What of the submissions that were graded now was known, and what of the others could be tried again."""
+        sentences = []
+        if added and not self._exercises.issubset(added):
+            some = ", ".join(added)
+            sentences.append(f"Only {some} had to be graded: the verdicts on the other exercises were known.")
+        chances = [
+            f"{len(students)} {CHANCES[outcome]} ({_some(students)})" for outcome, students in self._unlucky.items()
+        ]
+        if chances:
+            sentences.append(f"Of those known from before, {', '.join(chances)}: `--again` tries once more.")
+        return sentences
+
+    def summary(
+        self, ungraded: Sequence[Ungraded], without: Sequence[str], added: Mapping[str, int]
+    ) -> dict[str, object]:
+        """The last line of --json; docs/grading.md describes it."""
+        return {
+            "found": self.total,
+            "graded": self.graded,
+            "known": self.known,
+            "verdicts": added,
+            "try_again": {outcome.value: students for outcome, students in self._unlucky.items()},
+            "ungraded": [
+                {"student": _student(item), "file": clean(str(item.found.path)), "reason": item.reason}
+                for item in ungraded
+            ],
+            "not_found": without,
+        }
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def print_marks(reports: Iterable[Report]) -> None:
     """One table an assignment: a row a student, the points of each exercise, one line of reason."""
-    for name in dict.fromkeys(report.assignment for report in reports):
-        chosen = [report for report in reports if report.assignment == name]
+    rows: dict[str, list[tuple[str, dict[str, float], float, str]]] = {}
+    most: dict[str, dict[str, float]] = {}  # not every report need have every exercise: one may be new
+    for report in reports:  # one at a time: a class of thousands does not fit into memory
+        marks = {exercise.exercise: exercise.points for exercise in report.exercises}
+        rows.setdefault(report.assignment, []).append((report.student, marks, report.points, report.reason))
+        if len(marks) > len(most.setdefault(report.assignment, {})):
+            most[report.assignment] = {exercise.exercise: exercise.max_points for exercise in report.exercises}
+    for name, chosen in rows.items():
         table = Table(title=name, title_justify="left", header_style="bold", pad_edge=False, box=None, padding=(0, 1))
-        table.add_column("student", no_wrap=True)
-        for exercise in chosen[0].exercises:
-            table.add_column(f"{exercise.exercise}\n/{exercise.max_points:g}", justify="right", no_wrap=True)
-        table.add_column(f"total\n/{chosen[0].max_points:g}", justify="right", style="bold", no_wrap=True)
+        table.add_column("student", vertical="bottom", no_wrap=True)
+        for exercise, points in most[name].items():
+            label = exercise if out.width >= 120 else re.sub("_|(?<=[a-z])(?=[A-Z])", r"\g<0>\n", exercise)
+            table.add_column(f"{label}\n/{points:g}", justify="right", vertical="bottom", no_wrap=True)
+        total = sum(most[name].values())
+        table.add_column(f"total\n/{total:g}", justify="right", vertical="bottom", style="bold", no_wrap=True)
         table.add_column("why")  # the only column that may wrap, so the only one that gives way; its cells do not wrap
-        for report in chosen:
-            marks = [f"{exercise.points:g}" for exercise in report.exercises]
-            why = Text(report.reason, no_wrap=True, overflow="ellipsis")
-            table.add_row(escape(report.student), *marks, f"{report.points:g}", why)
+        for student, marks, points, reason in chosen:
+            cells = [f"{marks[exercise]:g}" if exercise in marks else "–" for exercise in most[name]]
+            table.add_row(escape(student), *cells, f"{points:g}", Text(reason, no_wrap=True, overflow="ellipsis"))
         out.print(table)
+
+
+def _print_moves(moves: Sequence[Move], json: bool) -> None:
+    if json:
+        for move in moves:
+            _print_json({"moved": {**to_builtins(move), "difference": round(move.after - move.before, 2)}})
+    elif moves:
+        by_hand = sum(move.by_hand for move in moves)
+        out.print(
+            f"[bold]Marks that moved: {len(moves) - by_hand}[/bold]"
+            + f"; of a person, so kept: {by_hand}" * (by_hand > 0)
+        )
+        table = Table(header_style="bold", pad_edge=False, box=None, padding=(0, 1))
+        for name in ("student", "exercise"):
+            table.add_column(name, no_wrap=True)
+        for name in ("before", "after", "by"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("why", overflow="fold")
+        for move in moves:
+            marks = [f"{move.before:g}", f"{move.after:g}", f"{round(move.after - move.before, 2):+g}"]
+            table.add_row(escape(move.student), move.exercise, *marks, escape(move.why))
+        out.print(table)
+
+
+def _print_json(value: object) -> None:
+    print(msgspec.json.encode(value).decode(), flush=True)  # who reads it may be waiting
 
 
 def print_report(report: Report) -> None:
@@ -223,7 +449,9 @@ def print_report(report: Report) -> None:
         out.print(f"  ! {escape(notice)}", soft_wrap=True)
     for cell in report.cells:
         if cell.error:
-            out.print(f"  ! cell {escape(cell.cell.removeprefix('cell '))}: {escape(cell.error)}", soft_wrap=True)
+            out.print(
+                f"  ! cell {escape(cell.cell.removeprefix('cell '))}: {escape(_line(cell.error))}", soft_wrap=True
+            )
     for exercise in report.exercises:
         _print_exercise(exercise)
 
@@ -233,24 +461,52 @@ def _print_exercise(exercise: ExerciseResult) -> None:
     for test in exercise.tests:
         mark = "[green]✓[/green]" if test.passed else "[red]✗[/red]"
         out.print(
-            f"  {mark} {escape(test.claim)}" + ("" if test.passed else f": {escape(test.message or test.outcome)}"),
+            f"  {mark} {escape(test.claim)}"
+            + ("" if test.passed else f": {escape(_line(test.message) or test.outcome)}"),
             soft_wrap=True,
         )
         if not test.passed:
             out.print(f"    {escape(test.mistake or test.hint)}", soft_wrap=True)
 
 
-def _reports(results: Path | None, assignment: str) -> list[Report]:
+def _line(text: str) -> str:
+    """A student's text on one line, so that none of it passes for a line of ours."""
+    return " ".join(text.split())
+
+
+def _reports(results: Path | None, assignment: str, student: str = "") -> list[Report]:
     from autograder.results import DEFAULT, Results
 
     path = results or DEFAULT
     reports: list[Report] = []
+    there: list[str] = []
     if path.exists():  # else looking would leave an empty file
         with Results(path) as stored:
-            reports = stored.reports(assignment)
+            reports = stored.reports(assignment, student)
+            there = [] if reports else stored.students(assignment)
+    if there:
+        _refuse(f"No results for {student!r}. There are results for: {', '.join(there)}.")
     if not reports:
         _refuse(f"There are no results in {path} yet: run `autograder grade PATH` first.")
     return reports
+
+
+def _student(item: Ungraded) -> str:
+    return " ".join(clean(item.found.student, 40).split())
+
+
+def _of(points: float, max_points: float) -> str:
+    return f"{points:g}/{max_points:g}"
+
+
+def _url(gradebook: str) -> str:
+    return "" if gradebook == "auto" else gradebook
+
+
+def _held(gradebook: str) -> dict[Key, Held]:
+    from autograder import gradebook as gradebooks
+
+    return gradebooks.held(_url(gradebook))
 
 
 def _refuse(sentence: str, code: int = 2) -> NoReturn:
@@ -260,20 +516,14 @@ def _refuse(sentence: str, code: int = 2) -> NoReturn:
 
 def main() -> None:
     """The command; whatever is wrong with its input becomes one sentence and an exit code."""
-    from ichimon.notebook import NotebookError
-
-    expected: tuple[type[Exception], ...] = (NotebookError,)
     command: Callable[[], None] = app
+    for number in range(3):  # one that is closed would be given to the next file that is opened
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     try:
-        from autograder.assignment import UnknownAssignment
-        from autograder.results import ResultsError
-        from autograder.sandbox.jail import JailError
-
-        expected = (NotebookError, UnknownAssignment, ResultsError, JailError)
         command()
-    except expected as error:
-        err.print(escape(str(error)))
-        sys.exit(2)
     except (OSError, sqlite3.Error) as error:
         err.print(f"This could not be read or written: {escape(str(error))}")
         sys.exit(2)
@@ -281,3 +531,21 @@ def main() -> None:
         if end.code == 130:  # what typer makes of control-C
             err.print("Stopped. What was graded is kept; run the same command again for the rest.")
         raise
+    except Exception as error:
+        if not isinstance(error, _expected()):
+            raise
+        err.print(escape(str(error)))
+        sys.exit(2)
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """The errors that are sentences. A module that is not imported has raised none, and some take long to import."""
+    named = {
+        "ichimon.notebook": "NotebookError",
+        "autograder.assignment": "UnknownAssignment",
+        "autograder.results": "ResultsError",
+        "autograder.sandbox.jail": "JailError",
+        "autograder.gradebook": "GradebookError",
+        "autograder.cluster": "ClusterError",
+    }
+    return tuple(getattr(sys.modules[module], name) for module, name in named.items() if module in sys.modules)

@@ -7,14 +7,17 @@ wrote into a notebook's metadata, outputs or locked cells survives: those come f
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import fcntl
 import logging
 import os
 import shutil
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -26,17 +29,21 @@ from nbconvert.exporters import NotebookExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
-from nbgrader.api import Gradebook, MissingEntry
+from nbgrader import api
+from nbgrader.api import Gradebook, InvalidEntry, MissingEntry
 from nbgrader.converters.base import NbGraderException
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import AssignLatePenalties, NbGraderPreprocessor, SaveAutoGrades, SaveCells
 from nbgrader.utils import is_grade, is_solution, parse_utc
-from sqlalchemy.exc import SAWarning
+from sqlalchemy import create_engine, inspect, make_url, select
+from sqlalchemy.exc import ArgumentError, SAWarning, SQLAlchemyError
+from tornado.log import app_log
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
 from autograder.feedback import comment, number, plain
 from autograder.report import LONGEST_OUTPUT, ExerciseResult, Report, clean
+from autograder.results import Key, Move
 from ichimon.notebook import Cell, NotebookError, cells
 
 log = logging.getLogger(__name__)
@@ -339,6 +346,76 @@ class SaveReport(SaveAutoGrades):
         found.auto_comment = comment(result)
 
 
+# -- what it holds --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the gradebook holds for an exercise: the tests' mark, and a person's, which counts if there is one."""
+
+    auto: float | None
+    manual: float | None
+
+
+def held(gradebook: str = "", course: Path | None = None) -> dict[Key, Held]:
+    """Every mark of an exercise in the gradebook. Looking makes none, and a gradebook that is not there holds none."""
+    directory = _directory(gradebook, course)[0]
+    with _sentences(directory.db_url):
+        url = make_url(directory.db_url)
+        file = Path(url.database or "")
+        if url.get_backend_name() == "sqlite" and not file.is_file():
+            if not file.absolute().parent.is_dir():
+                raise GradebookError(f"There is no folder {file.absolute().parent} for a gradebook: make it first.")
+            return {}
+        engine = create_engine(url)
+        if not inspect(engine).has_table("grade"):
+            return {}
+        query = (
+            select(
+                api.SubmittedAssignment.student_id,
+                api.Assignment.name,
+                api.GradeCell.name,
+                api.Grade.auto_score,
+                api.Grade.manual_score,
+            )
+            .join(api.Assignment, api.Assignment.id == api.SubmittedAssignment.assignment_id)
+            .join(api.SubmittedNotebook, api.SubmittedNotebook.assignment_id == api.SubmittedAssignment.id)
+            .join(api.Grade, api.Grade.notebook_id == api.SubmittedNotebook.id)
+            .join(api.GradeCell, api.GradeCell.id == api.Grade.cell_id)
+            .where(api.GradeCell.name.startswith("check-"))
+        )
+        with engine.connect() as connection:
+            rows = connection.execute(query).all()
+        engine.dispose()
+    return {
+        (student, assignment, cell.removeprefix("check-")): Held(auto, manual)
+        for student, assignment, cell, auto, manual in rows
+    }
+
+
+def compared(reports: Iterable[Report], moved: Iterable[Move], holds: Mapping[Key, Held]) -> list[Move]:
+    """Which marks `sync` would move, and those that a person set, which it leaves as they are, though what the tests
+    say has moved beneath them. `moved` says why, as far as the results know."""
+    known = {(move.student, move.assignment, move.exercise): move for move in moved}
+    moves: list[Move] = []
+    for report in reports:
+        marks = {result.exercise: result.points for result in report.exercises}
+        if not marks:  # a file that is no notebook gets zeros
+            marks = dict.fromkeys((key[2] for key in holds if key[:2] == (report.student, report.assignment)), 0.0)
+        for exercise, points in marks.items():
+            key = (report.student, report.assignment, exercise)
+            mark, move = holds.get(key, Held(None, None)), known.get(key)
+            if mark.auto is not None and mark.auto != points:
+                why = move.why if move else "not in the gradebook yet" if report.exercises else "no notebook any more"
+                move = Move(*key, mark.auto, points, why)
+            if move and mark.manual is not None:
+                tests = f"{number(move.before)} → {number(move.after)}, {move.why}"
+                why = f"a person's mark stands (what the tests say: {tests})"
+                move = Move(*key, mark.manual, mark.manual, why, by_hand=True)
+            moves += [move] if move else []
+    return moves
+
+
 # -- a whole class at once ------------------------------------------------------------------------------------------
 
 
@@ -346,21 +423,22 @@ def sync(
     reports: Iterable[Report],
     gradebook: str = "",
     course: Path | None = None,
-    files: Mapping[str, Path] | None = None,
+    files: Mapping[tuple[str, str], Path] | None = None,
 ) -> None:
     """Bring a class's Reports into nbgrader: leave what `nbgrader autograde` would leave in its gradebook and folders.
 
     `course` is the course's folder, by default this one; `gradebook` is a database URL, by default the course's own.
-    `files` says where a student's file is that does not lie in submitted/<student>/<assignment>/. Doing it twice
-    changes nothing.
+    `files` says where the file of a (student, assignment) is that does not lie in submitted/<student>/<assignment>/.
+    Doing it twice changes nothing.
     """
-    config = course_config(course or Path.cwd())
-    if gradebook:
-        config.CourseDirectory.db_url = gradebook
-    directory = CourseDirectory(config=config)
+    directory, config = _directory(gradebook, course)
     known: dict[str, NotebookNode] = {}
     _find_alembic()
-    with Gradebook(directory.db_url, directory.course_id) as opened:
+    with (
+        _alone(Path(directory.root)),
+        _sentences(directory.db_url),
+        Gradebook(directory.db_url, directory.course_id) as opened,
+    ):
         for report in reports:
             student, assignment = report.student, report.assignment
             if Path(student).name != student:
@@ -368,8 +446,46 @@ def sync(
             if assignment not in known:
                 register(assignment, directory)
                 known[assignment] = released(assignment, directory)
-            file = (files or {}).get(student) or _submitted(student, assignment, directory)
+            file = (files or {}).get((student, assignment)) or _submitted(student, assignment, directory)
             _sync_one(report, file, known[assignment], opened, directory, config)
+
+
+def _directory(gradebook: str, course: Path | None) -> tuple[CourseDirectory, Config]:
+    config = course_config(course or Path.cwd())
+    if gradebook:
+        config.CourseDirectory.db_url = gradebook
+    return CourseDirectory(config=config), config
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One grader at a time writes: two that add the same student would stop each other. The lock ends with us."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
+
+
+@contextlib.contextmanager
+def _sentences(url: str) -> Iterator[None]:
+    """What a database can say, as a GradebookError. nbgrader would print the traceback too."""
+    app_log.disabled = True
+    try:
+        yield
+    except ArgumentError:
+        raise GradebookError(
+            f"{url!r} is not the address of a database: give one such as sqlite:///gradebook.db, or `auto`."
+        ) from None
+    except (SQLAlchemyError, InvalidEntry, ModuleNotFoundError) as error:
+        said = str(error).splitlines()[0]
+        raise GradebookError(
+            f"The gradebook {make_url(url).render_as_string()} could not be used ({said}). "
+            "Mend that and run the same command again; what was graded is kept."
+        ) from None
+    finally:
+        app_log.disabled = False
 
 
 def _sync_one(

@@ -133,9 +133,7 @@ def test_grading_again_grades_nothing_anew(
     graded: Graded, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = shutil.copy(graded.results, tmp_path / "results.sqlite")
-    monkeypatch.setattr(
-        grading, "_graded", lambda tasks, *_: [pytest.fail(f"graded again: {task}") for task in tasks]
-    )
+    monkeypatch.setattr(grading, "_graded", lambda tasks, *_: [pytest.fail(f"graded again: {task}") for task in tasks])
     again = command("grade", CLASS, "--results", results)
     assert again.out == graded.ran.out
     assert "14 of them known from before" in again.err

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
+import sqlite3
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,7 +29,10 @@ from nbgrader.server_extensions.formgrader.formgrader import FormgradeExtension
 
 from autograder.gradebook import (
     GradebookError,
+    Held,
+    compared,
     course_config,
+    held,
     register,
     released,
     safe_markdown,
@@ -33,6 +40,7 @@ from autograder.gradebook import (
     sync,
 )
 from autograder.report import CellRun, ExerciseResult, Outcome, Report, TestResult
+from autograder.results import Move
 from ichimon.notebook import NotebookError, cells
 
 pytestmark = pytest.mark.filterwarnings("ignore:Object of type:sqlalchemy.exc.SAWarning")  # nbgrader's own
@@ -265,7 +273,7 @@ def test_syncing_twice_changes_nothing(course: Path, release: NotebookNode) -> N
 def test_a_file_that_lies_elsewhere_is_synced(course: Path, release: NotebookNode, tmp_path: Path) -> None:
     file = tmp_path / "homework of ada.ipynb"
     nbformat.write(answered(release), file)
-    sync([report("ada")], course=course, files={"ada": file})
+    sync([report("ada")], course=course, files={("ada", NAME): file})
     assert marks(course, "ada") == HALF
     assert "return x" in named(autograded(course, "ada"), "double").source
 
@@ -330,6 +338,135 @@ def test_late_work_loses_what_the_plugin_says(course: Path, release: NotebookNod
     hand_in(course, "ada", answered(release), "2026-11-22 10:00:00 UTC")
     sync([report("ada")], course=course)
     assert gradebook.find_submission(NAME, "ada").late_submission_penalty == 1
+
+
+# -- what it holds, and what would move -----------------------------------------------------------------------------
+
+
+def give(course: Path, student: str, mark: float) -> None:
+    """A person sets a mark for `halve`."""
+    with Gradebook(directory(course).db_url) as opened:
+        opened.find_grade("check-halve", NAME, NAME, student).manual_score = mark
+        opened.db.commit()
+
+
+def test_looking_into_a_gradebook_that_is_not_there_makes_none(course: Path) -> None:
+    (course / "gradebook.db").unlink()
+    before = sorted(course.rglob("*"))
+    assert held(course=course) == {}
+    assert sorted(course.rglob("*")) == before
+
+
+def test_what_the_tests_gave_and_what_a_person_gave_are_told_apart(course: Path, release: NotebookNode) -> None:
+    for student in ("ada", "bob"):
+        hand_in(course, student, answered(release))
+    sync([report("ada"), report("bob")], course=course)
+    give(course, "bob", 2.5)
+    assert held(course=course) == {
+        ("ada", NAME, "double"): Held(2.0, None),
+        ("ada", NAME, "halve"): Held(1.0, None),
+        ("bob", NAME, "double"): Held(2.0, None),
+        ("bob", NAME, "halve"): Held(1.0, 2.5),
+    }
+
+
+HALVE = ("ada", NAME, "halve")  # the report says 1
+AGAIN = Move(*HALVE, 3.0, 1.0, "graded again")
+STANDS = "a person's mark stands (what the tests say: {})"
+
+
+@pytest.mark.parametrize(
+    ("holds", "moved", "told"),
+    [
+        (None, [], []),
+        (None, [AGAIN], [AGAIN]),
+        (Held(None, None), [], []),
+        (Held(1.0, None), [], []),
+        (Held(1.0, None), [AGAIN], [AGAIN]),
+        (Held(3.0, None), [AGAIN], [AGAIN]),
+        (Held(2.0, None), [AGAIN], [Move(*HALVE, 2.0, 1.0, "graded again")]),
+        (Held(2.0, None), [], [Move(*HALVE, 2.0, 1.0, "not in the gradebook yet")]),
+        (Held(1.0, 2.5), [], []),
+        (Held(None, 2.5), [], []),
+        (Held(3.0, 2.5), [AGAIN], [Move(*HALVE, 2.5, 2.5, STANDS.format("3 → 1, graded again"), by_hand=True)]),
+        (Held(3.0, 2.5), [], [Move(*HALVE, 2.5, 2.5, STANDS.format("3 → 1, not in the gradebook yet"), by_hand=True)]),
+    ],
+)
+def test_marks_are_compared_with_what_the_gradebook_holds(
+    holds: Held | None, moved: list[Move], told: list[Move]
+) -> None:
+    there = {("ada", NAME, "double"): Held(2.0, None), ("bob", NAME, "halve"): Held(0.0, None)}
+    assert compared([report("ada")], moved, there | ({HALVE: holds} if holds else {})) == told
+
+
+def test_the_zeros_of_a_file_that_is_no_notebook_are_told_before_they_are_written(
+    course: Path, release: NotebookNode
+) -> None:
+    hand_in(course, "ada", answered(release))
+    sync([report("ada")], course=course)
+    unreadable = report("ada", exercises=(), notices=("a.ipynb is not a notebook.",))
+    told = compared([unreadable], [], held(course=course))
+    assert [(move.exercise, move.before, move.after) for move in told] == [("double", 2.0, 0.0), ("halve", 1.0, 0.0)]
+    sync([unreadable], course=course)
+    assert compared([unreadable], [], held(course=course)) == []
+
+
+def test_after_syncing_nothing_moves_but_a_persons_mark_stands(course: Path, release: NotebookNode) -> None:
+    for student in ("ada", "bob"):
+        hand_in(course, student, answered(release))
+    sync([report("ada"), report("bob")], course=course)
+    give(course, "bob", 2.5)
+    reports = [nothing("ada", ""), nothing("bob", "")]
+    told = {(move.student, move.exercise): move.after for move in compared(reports, [], held(course=course))}
+    assert told == {("ada", "double"): 0.0, ("ada", "halve"): 0.0, ("bob", "double"): 0.0, ("bob", "halve"): 2.5}
+    sync(reports, course=course)
+    assert compared(reports, [], held(course=course)) == []
+    assert held(course=course)["bob", NAME, "halve"] == Held(0.0, 2.5)
+
+
+@pytest.mark.parametrize("act", [held, lambda url, course: sync([report("ada")], url, course)], ids=["held", "sync"])
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("gradebook.db", "'gradebook.db' is not the address of a database: give one such as sqlite:///gradebook.db"),
+        ("nothing://host/x", "'nothing://host/x' is not the address of a database: give one such as"),
+        ("sqlite:///{course}/notebooks/text.db", "could not be used ((sqlite3.DatabaseError) file is not a database)."),
+        ("sqlite:///{course}/locked.db", "could not be used ((sqlite3.OperationalError) database is locked)."),
+    ],
+    ids=["no address", "unknown kind", "not a database", "locked"],
+)
+def test_a_gradebook_that_cannot_be_used_is_a_sentence(
+    course: Path, capfd: pytest.CaptureFixture[str], act: Callable[..., object], address: str, sentence: str
+) -> None:
+    (course / "notebooks" / "text.db").write_text("These are no marks. " * 100)
+    locked = sqlite3.connect(course / "locked.db", isolation_level=None)
+    locked.execute("CREATE TABLE grade (x)")
+    locked.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(GradebookError) as refused:
+        act(address.format(course=course) + ("?timeout=0.1" if "locked" in address else ""), course)
+    locked.close()
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_folder_that_is_missing_is_told_before_anything_is_graded(course: Path) -> None:
+    with pytest.raises(GradebookError, match=r"There is no folder .*/none for a gradebook: make it first\."):
+        held(f"sqlite:///{course}/none/gradebook.db", course)
+
+
+def test_one_grader_at_a_time_writes_marks(course: Path, release: NotebookNode) -> None:
+    hand_in(course, "ada", answered(release))
+    other = os.open(course, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    ours = threading.Thread(target=sync, args=([report("ada")],), kwargs={"course": course})
+    ours.start()
+    ours.join(0.5)
+    assert ours.is_alive()
+    assert held(course=course) == {}
+    os.close(other)
+    ours.join()
+    assert marks(course, "ada") == HALF
 
 
 # -- what students do to notebooks ----------------------------------------------------------------------------------
