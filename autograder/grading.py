@@ -8,16 +8,19 @@ starting pytest for each. The submission itself runs in a jailed worker; see stu
 from __future__ import annotations
 
 import atexit
-import concurrent.futures.process  # a submodule that is not there unless it is asked for
+import collections
 import contextlib
 import dataclasses
 import inspect
 import itertools
 import multiprocessing
+import multiprocessing.connection  # a submodule that is not there unless it is asked for
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Self, overload
@@ -35,11 +38,13 @@ from autograder import submission as submissions
 from autograder.assignment import Assignment
 from autograder.report import CellRun, ExerciseResult, Outcome, Report, TestResult, clean
 from autograder.results import Results
-from autograder.sandbox.jail import Jail, JailError, Limits, WorkerLost
+from autograder.sandbox.jail import Jail, JailError, JailLost, Limits, WorkerLost
 from autograder.sandbox.selftest import require
 from autograder.student import Student, StudentError, Unfinished, same_transcript
 from autograder.submission import Found, Submission
 from ichimon.notebook import NotebookError
+
+ATTEMPTS = 3  # at a submission, when somebody outside kills its worker, the jail or the grader's process
 
 
 def student_of(submission: Submission, assignment: Assignment, jail: Jail, tests: ModuleType) -> Student:
@@ -177,9 +182,9 @@ class Grader:
             runs = student._cell_runs()
         except WorkerLost:  # every single cell was lost; the tests will tell
             return [run for run in student._runs.values() if run.cell != "set-up"]
-        if student._lost_cell(runs[0]):
+        if student._lost_cell(runs[0]) and not student._disturbed:
             raise RuntimeError(f"the set-up cell was {runs[0].error} Is the machine too busy?")
-        if runs[0].error:
+        if runs[0].error and not student._disturbed:
             raise JailError(f"The set-up cell of {self.assignment.name} fails in the jail: {runs[0].error}")
         return runs[1:]
 
@@ -231,7 +236,7 @@ class Grader:
     def _learn_mistakes(self, exercise: str) -> None:
         """Run every known mistake of an exercise through its tests once, and keep what each answered."""
         tests = [test for test in self.tests if self.exercise(test) == exercise]
-        self._mistakes |= {(exercise, test.name): [] for test in tests}
+        learnt: dict[tuple[str, str], list[tuple[str, list[Any]]]] = {(exercise, test.name): [] for test in tests}
         for mistake in variants.mistakes(self.assignment.name):
             if mistake.exercise != exercise:
                 continue
@@ -242,9 +247,12 @@ class Grader:
                 for test in tests:
                     if self._function(test) in mistake.caught_by:
                         self._judge(test, student)
-                        self._mistakes[exercise, test.name].append((mistake.says, student._transcript))
+                        learnt[exercise, test.name].append((mistake.says, student._transcript))
             finally:
                 student._close()
+            if student._disturbed:
+                raise Disturbed
+        self._mistakes |= learnt
 
 
 @contextlib.contextmanager
@@ -290,8 +298,8 @@ class Ungraded:
 class Disturbed(Exception):
     """A worker was killed from outside while this report was made: by whom, a person must find out."""
 
-    def __init__(self, report: Report) -> None:
-        super().__init__(report.student)
+    def __init__(self, report: Report | None = None) -> None:
+        super().__init__("A worker was killed from outside")
         self.report = report
 
 
@@ -306,19 +314,23 @@ class Graders:
     def run(self, task: Task) -> Report:
         """Raises JailError when this machine cannot lock submissions in.
 
-        What was disturbed from outside (a killed zygote or worker) is graded once more, from the beginning.
+        What was disturbed from outside (a killed zygote or worker) is graded again, from the beginning. Should that
+        happen each time, the submission itself may be the reason: then it is the verdict.
         """
-        try:
-            return self._grade(task)
-        except JailError:
-            if self._jail is None or self._jail.alive:
-                raise
-        except Disturbed:
-            pass
-        try:
-            return self._grade(task)
-        except Disturbed as again:
-            return again.report
+        for last in (*[False] * (ATTEMPTS - 1), True):
+            try:
+                try:
+                    return self._grade(task)
+                except Disturbed as disturbed:
+                    if self._jail:
+                        self._jail.worker().kill()  # raises JailLost if not only the worker was killed
+                    if last and disturbed.report:
+                        return disturbed.report
+            except JailLost:
+                self.close()
+                if last:
+                    raise
+        raise JailError("Workers are killed again and again before anything is graded. Is there enough memory?")
 
     def _grade(self, task: Task) -> Report:
         name = task.submission.assignment
@@ -472,41 +484,80 @@ def _graded(
         yield from _in_processes(tasks, workers, limits)
 
 
+class _Process:
+    """A process that grades one task after the other. It ends with us, however we end."""
+
+    def __init__(self, limits: Limits | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, limits), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def end(self) -> None:
+        self._process.kill()  # and its jail dies with it
+        self._process.join()
+        self.pipe.close()
+
+
+def _serve(pipe: multiprocessing.connection.Connection, limits: Limits | None) -> None:
+    """In the process: tasks in, reports out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # control-C is for the process that prints
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, OSError):  # nobody asks any more
+        while True:
+            task = pipe.recv()
+            try:
+                answer: Report | str | JailError = attempt(task, limits)
+            except JailError as error:
+                answer = JailError(str(error))
+            pipe.send(answer)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)  # whatever is being graded: nobody is there to tell
+
+
 def _in_processes(tasks: Iterator[Task], workers: int, limits: Limits | None) -> Iterator[tuple[Task, Report | str]]:
+    """A process that dies costs the task that it had in hand one of its attempts, and the other tasks nothing."""
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-    while suspects := (yield from _in_pool(tasks, workers, 4 * workers, limits)):
-        alone = iter(suspects)  # with one of these a grader's process ended: one at a time, each answers for itself
-        while ended := (yield from _in_pool(alone, 1, 1, limits)):
-            text = "The grader's own process ended while this file was graded: grade it again."
-            yield ended[0], f"{text} Please report it if that recurs."
-
-
-def _in_pool(
-    tasks: Iterator[Task], workers: int, ahead: int, limits: Limits | None
-) -> Generator[tuple[Task, Report | str], None, list[Task]]:
-    """Grade in other processes, `ahead` tasks at most on their way. Should one end, return what was on its way then."""
-    lost: list[Task] = []
-    waiting: dict[concurrent.futures.Future[Report | str], Task] = {}
-    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        try:
-            while True:
-                for task in itertools.islice(tasks, 0 if lost else ahead - len(waiting)):
-                    try:
-                        waiting[pool.submit(attempt, task, limits)] = task
-                    except concurrent.futures.process.BrokenProcessPool:
-                        lost.append(task)
-                        break
-                if not waiting:
-                    return lost
-                for future in concurrent.futures.wait(waiting, return_when="FIRST_COMPLETED").done:
-                    task = waiting.pop(future)
-                    try:
-                        yield task, future.result()
-                    except concurrent.futures.process.BrokenProcessPool:
-                        lost.append(task)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    again: collections.deque[tuple[Task, int]] = collections.deque()  # with the number of the attempt
+    first = ((task, 1) for task in tasks)
+    idle: list[_Process] = []
+    busy: dict[Any, tuple[_Process, Task, int]] = {}  # by the pipe
+    done: list[tuple[Task, Report | str]] = []
+    try:
+        while True:
+            while len(busy) < workers and (given := again.popleft() if again else next(first, None)):
+                process = idle.pop() if idle else _Process(limits)
+                busy[process.pipe] = process, *given
+                with contextlib.suppress(OSError):  # it is dead: its pipe will say so
+                    process.pipe.send(given[0])
+            yield from done  # while the next ones are graded
+            if not busy:
+                return
+            done = []
+            for pipe in multiprocessing.connection.wait(list(busy)):
+                process, task, times = busy.pop(pipe)
+                try:
+                    answer = process.pipe.recv()
+                except (EOFError, OSError):
+                    process.end()
+                    if times < ATTEMPTS:
+                        again.append((task, times + 1))
+                    else:
+                        done.append((task, f"The grader's own process ended {times} times while this was graded."))
+                    continue
+                if isinstance(answer, JailError):
+                    raise answer
+                idle.append(process)
+                done.append((task, answer))
+    finally:
+        for process in (*idle, *(process for process, _, _ in busy.values())):
+            process.end()
 
 
 def grade_one(path: Path, student: str, assignment: str, results: Path | None = None) -> Report:

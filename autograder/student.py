@@ -119,6 +119,10 @@ class Student:
         """The gradients of a module's parameters by name; None where there is none."""
         grads = self._value(self._ask(wire.Grads(self._number(), module._handle)).value)
         self._transcript.append(grads)
+        if not isinstance(grads, dict) or not all(
+            isinstance(name, str) and (grad is None or isinstance(grad, Tensor)) for name, grad in grads.items()
+        ):
+            raise WorkerLost(Outcome.DIED, "the gradients that came back are none")
         return grads
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -332,17 +336,17 @@ class _Gradient(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """`anchor` requires grad, so that the outputs do even when only the student's own parameters need it."""
         ctx.student, ctx.graph, ctx.n_outputs = student, graph, len(tensors) - n_inputs
-        ctx.shapes = [tensor.shape for tensor in tensors[:n_inputs]]
+        ctx.inputs = [(tensor.shape, tensor.dtype) for tensor in tensors[:n_inputs]]
         return tuple(tensor.detach().clone() for tensor in tensors[n_inputs:])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.student._backward(ctx.graph, grads)
-        if len(inputs) != len(ctx.shapes) or any(
-            grad is not None and grad.shape != shape for grad, shape in zip(inputs, ctx.shapes, strict=True)
+        if len(inputs) != len(ctx.inputs) or any(
+            grad is not None and (grad.shape, grad.dtype) != like for grad, like in zip(inputs, ctx.inputs, strict=True)
         ):
-            raise WorkerLost(Outcome.DIED, "the gradients that came back are of other shapes")
+            raise WorkerLost(Outcome.DIED, "the gradients that came back are of another shape or dtype")
         return (None, None, None, None, *inputs, *([None] * ctx.n_outputs))
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from autograder import cli  # before torch: it asks for one thread
 from autograder.report import Report
@@ -19,6 +21,7 @@ from autograder.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASS = ROOT / "examples" / "class"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NIGHTLY = bool(os.environ.get("ICHIMON_NIGHTLY"))  # `make nightly` sets it: more examples, and tests that take long
 
 
@@ -74,3 +77,16 @@ def graded(tmp_path_factory: pytest.TempPathFactory) -> Graded:
     ran = run("grade", CLASS, "--results", results, "--workers", 1)
     with Results(results) as stored:
         return Graded(results, ran, {report.student: report for report in stored.reports()})
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on the PATH; install it with the system's package manager")
+    arguments = ["--disable-gpu", "--disable-background-networking"]
+    if os.geteuid() == 0:  # Chromium's own sandbox does not run as root; the pages are ours
+        arguments.append("--no-sandbox")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()

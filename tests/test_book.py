@@ -3,13 +3,10 @@
 It is built once for all tests. Those that need a browser use the system's Chromium and are skipped where there is none.
 """
 
-import os
 import re
 import runpy
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
@@ -17,10 +14,9 @@ from urllib.parse import unquote, urldefrag, urlparse
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ATTENTION = "book/02-self-attention.html"
 
 
@@ -43,19 +39,6 @@ def pages(site: Path) -> dict[str, BeautifulSoup]:
         for name, file in named.items()
         if name != "index.html"
     }
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on the PATH; install it with the system's package manager")
-    arguments = ["--disable-gpu", "--disable-background-networking"]
-    if os.geteuid() == 0:  # Chromium's own sandbox does not run as root; the pages are ours
-        arguments.append("--no-sandbox")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
 
 
 def opened(browser: Browser, site: Path, name: str, *, width: int = 1280, **context: object) -> Page:

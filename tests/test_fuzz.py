@@ -79,29 +79,8 @@ ODD: list[Any] = [
     {"ichimon": {"assignment": "99-other"}},
 ]
 LINES = [
-    *(
-        "!ls",
-        "?",
-        "%matplotlib inline",
-        "%%bash",
-        "    indented = 1",
-        "\tif True:",
-        "def causal_mask(n): raise",
-        '"""',
-        "(",
-    ),
-    *(
-        "\\",
-        "\x00",
-        "\x0c",
-        "\ufeff",
-        "é = 1",
-        "# \udfff",
-        "0" * 5000 + "1",
-        "-" * 5000 + "1",
-        "(" * 300,
-        "x" + ".x" * 3000,
-    ),
+    *("!ls \x1b[31m\u202e", "?", "%matplotlib inline", "%%bash", "    indented = 1", "\tif True:", '"""', "(", "\\"),
+    *("\x00", "\x0c", "\ufeff", "é = 1", "# \udfff", "0" * 5000 + "1", "-" * 5000 + "1", "(" * 300, "x" + ".x" * 3000),
     *("yield 1", "return 1", "await x", "from __future__ import annotations", "del torch", "while True: pass"),
     *("raise KeyboardInterrupt", "raise SystemExit(3)", "import os; os._exit(1)", "import gc; gc.freeze()"),
     "raise ValueError('\\x1b[31m' + 'x' * 10**5)",
@@ -116,12 +95,13 @@ LINES = [
     "merge_heads = split_heads",
     "attention.__module__ = 7",
     "class attention: pass",
+    "def causal_mask(n): raise",
+    "def causal_mask(n): raise StopIteration",
+    "def causal_mask(n): return (n, [n, {n: n}])",
+    "def causal_mask(n): return torch.ones(10**5, 10**5)",
     "def attention(*a, **k): return attention",
     "def attention(*a): return torch.empty(0)",
     "def attention(q, k, v, mask=None): return q.sum() * float('nan')",
-    "def causal_mask(n): return torch.ones(10**5, 10**5)",
-    "def causal_mask(n): return (n, [n, {n: n}])",
-    "def causal_mask(n): raise StopIteration",
     "def split_heads(x, h): return x.to_sparse()",
     "def merge_heads(x): return x.requires_grad_()",
     "MultiHeadAttention = type('MultiHeadAttention', (), {'__init__': lambda s, *a, **k: None})",
@@ -193,13 +173,11 @@ def change_cells(draw: Draw, data: bytes) -> bytes:
         return data
     lines = source.split("\n")
     at = somewhere(draw, len(lines))
-    match draw(
-        st.sampled_from(
-            ["line", "line", "line", "drop", "delete", "again", "swap", "kind", "id", "split", "merge", "new"]
-        )
-    ):
+    ways = ["drop", "delete", "again", "swap", "kind", "id", "split", "merge", "new"]
+    match draw(st.just("line") | st.sampled_from(ways)):
         case "line":
-            one["source"] = "\n".join([*lines[:at], draw(st.sampled_from(LINES)), *lines[at:]])
+            added = draw(st.lists(st.sampled_from(LINES), min_size=1, max_size=3))
+            one["source"] = "\n".join([*lines[:at], *added, *lines[at:]])
         case "drop":
             one["source"] = "\n".join([*lines[:at], *lines[at + 1 :]])
         case "delete":
@@ -333,6 +311,7 @@ REPLIES = [
     body(wire.CallbackCall(1, [True, TENSOR])),
     body(wire.Exited(9)),
 ]
+replies = st.sampled_from(REPLIES) | st.sampled_from(REPLIES[2 * len(VALUES) :])  # as often one that is no answer
 MESSAGES = ["answer", "ran", "raised", "callback-call", "exited", "run"]
 TAGS = [
     *MESSAGES,
@@ -362,19 +341,49 @@ HEADS = [
 ]
 
 
+def change_message(draw: Draw, data: bytes) -> bytes:
+    """Walk down into a reply, and change what is found there: what arrives is well-formed, and may still be a lie."""
+    message = node = msgspec.msgpack.decode(data)
+    if not isinstance(message, dict):
+        return data
+    while True:
+        key = draw(st.sampled_from(sorted(node)) if isinstance(node, dict) else st.integers(0, len(node) - 1))
+        if not isinstance(node[key], dict | list) or not node[key] or not draw(st.integers(0, 5)):
+            break
+        node = node[key]
+    match node[key]:
+        case bool() | None:
+            new: Any = draw(plain)
+        case int() | float():
+            new = draw(st.sampled_from([0, -1, 1, 2, 3, 2**31, 2**50, 2**63 - 1]) | plain)
+        case str():
+            new = draw(texts | plain)
+        case bytes() as old:
+            new = draw(st.sampled_from([b"", old[1:], old * 2]) | st.binary(min_size=len(old), max_size=len(old)))
+        case list() as old:
+            new = draw(st.sampled_from([[], old * 2, [old], [*old, old], old[::-1]]) | plain)
+        case _:
+            new = draw(plain)
+    node[key] = new
+    return msgspec.msgpack.encode(message)
+
+
 @st.composite
 def bodies(draw: Draw) -> bytes:
-    kind = draw(st.sampled_from(["damaged", "damaged", "made up", "random"]))
+    kind = draw(st.sampled_from(["changed", "changed", "changed", "damaged", "made up", "random"]))
     if kind == "made up":
         named = {"type": draw(st.sampled_from(MESSAGES)), "n": 1}
         return msgspec.msgpack.encode({**named, **draw(st.dictionaries(st.sampled_from(KEYS), plain, max_size=5))})
     if kind == "random":
         return draw(st.binary(max_size=100)) + draw(st.sampled_from([b"", b"\x91" * 5000, b"\x81\xc0" * 5000]))
-    data: bytes = draw(st.sampled_from(REPLIES))
+    data: bytes = draw(replies)
     pieces = st.sampled_from([*HEADS, *REPLIES]) | plain.map(msgspec.msgpack.encode) | st.binary(min_size=1, max_size=2)
-    for _ in range(draw(st.integers(1, 4))):
-        at, piece = somewhere(draw, len(data)), draw(pieces)
-        data = data[:at] + piece + data[at + draw(st.sampled_from([0, 1, len(piece), 10_000])) :]
+    for _ in range(draw(st.integers(1, 3))):
+        if kind == "changed":
+            data = change_message(draw, data)
+        else:
+            at, piece = somewhere(draw, len(data)), draw(pieces)
+            data = data[:at] + piece + data[at + draw(st.sampled_from([0, 1, len(piece), 10_000])) :]
     return data
 
 
@@ -518,9 +527,12 @@ def framed(data: bytes) -> bytes:
 
 
 @examples(500)
-@given(st.lists(st.sampled_from(REPLIES).map(framed) | streams(), min_size=1, max_size=5))
-def test_a_worker_that_forges_frames_is_lost_or_answers_with_plain_data(jail: Jail, forged: list[bytes]) -> None:
+@given(st.lists(replies.map(framed) | bodies().map(framed) | streams(), min_size=1, max_size=5), st.booleans())
+def test_a_worker_that_forges_frames_is_lost_or_answers_with_plain_data(
+    jail: Jail, forged: list[bytes], there: bool
+) -> None:
     """It answers every call of a test with the next of `forged`, under the number that the grader waits for."""
+    forged = [framed(body(wire.Answer(1, True)))] * there + forged  # the test first asks whether the name is there
     file = Submission("forger", NAME, "", (("x", "attention", f"FORGED = {forged!r}\n{FORGER}"),))
     student = student_of(file, assignments.load(NAME), jail, random)
     started = time.monotonic()
@@ -555,7 +567,7 @@ ONES = torch.ones(2, 3)
         {"a": ONES},
         "gradient",
     ],
-    ids=str,
+    ids=range(9),
 )
 def test_forged_gradients_are_the_end_of_the_worker_and_no_fault_of_the_test(jail: Jail, forged: Any) -> None:
     answers = (wire.Answer(1, True), wire.Answer(1, TENSOR, 1), wire.Answer(1, wire.encode(forged, refuse)))
@@ -569,7 +581,7 @@ def test_forged_gradients_are_the_end_of_the_worker_and_no_fault_of_the_test(jai
     student._close()
 
 
-@pytest.mark.parametrize("forged", [7, [ONES], {"weight": [1]}, {1: ONES}], ids=str)
+@pytest.mark.parametrize("forged", [7, [ONES], {"weight": [1]}, {1: ONES}], ids=range(4))
 def test_forged_gradients_of_parameters_are_the_end_of_the_worker(jail: Jail, forged: Any) -> None:
     answers = (
         wire.Answer(1, True),

@@ -5,16 +5,13 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from autograder.feedback import class_report, number
 from autograder.report import ExerciseResult, Outcome, Report, TestResult
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 NAME = "02-self-attention"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NAMES = ("<img src=x onerror=document.title=1>", "[red]9 of 9[blue]", "=HYPERLINK(A1)", "'onclick=alert(1)'", "{{7*7}}")
 TAGS = {
     *("HTML", "HEAD", "META", "TITLE", "STYLE", "BODY", "MAIN", "SECTION", "H1", "H2", "H3", "P", "UL", "LI", "SPAN"),
@@ -76,19 +72,6 @@ def shown(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Shown:
     pages = sorted((folder / "out").rglob("*.html"))
     assert len(pages) == len(reports) + 1
     return Shown(pages, reports, "\n".join(one.out + one.err for one in ran))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on the PATH; install it with the system's package manager")
-    arguments = ["--disable-gpu", "--disable-background-networking"]
-    if os.geteuid() == 0:  # Chromium's own sandbox does not run as root
-        arguments.append("--no-sandbox")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("protected", [True, False], ids=["with its policy", "without its policy"])

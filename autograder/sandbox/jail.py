@@ -46,6 +46,13 @@ class JailError(Exception):
     """The jail cannot be built, or a layer of it is missing: a sentence that says what to do."""
 
 
+class JailLost(JailError):
+    """The jail ended. If somebody killed it, that says nothing about this machine or the submission: try another."""
+
+    def __init__(self, text: str = "The jail ended while it was in use. Is there enough memory?") -> None:
+        super().__init__(text)
+
+
 class WorkerLost(Exception):
     """A worker had to be killed, or died. `outcome` says which, the text says how, for the student."""
 
@@ -316,7 +323,6 @@ class Jail:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self._gone = False  # whether the zygote is, as far as was noticed
         ours, theirs = socket.socketpair()
         args = command(self.limits, ENVIRONMENT)
         if os.geteuid() == 0:
@@ -336,7 +342,8 @@ class Jail:
         try:
             ready = self._control.recv(1)
         except TimeoutError:
-            ready = b""
+            self.close()
+            raise JailError("The jail was not ready after two minutes. Is the machine too busy?") from None
         if ready != b"\x01":
             self.close()
             self._errors.seek(0)
@@ -345,7 +352,7 @@ class Jail:
                 raise JailError(
                     f"The zygote has {ready[0]} threads instead of one, so its children could hang. Please report this."
                 )
-            raise JailError(
+            raise JailLost(
                 f"The jail could not be built: {said or 'it gave no reason'}. `autograder doctor` says what is missing."
             )
 
@@ -355,8 +362,7 @@ class Jail:
             try:
                 socket.send_fds(self._control, [b"w"], [theirs.fileno()])
             except OSError:
-                self._gone = True
-                raise JailError("The zygote has ended; start the grader again.") from None
+                raise JailLost from None
         ours.settimeout(30)
         try:
             text, fds, _, _ = socket.recv_fds(ours, 400, 1)
@@ -364,16 +370,15 @@ class Jail:
             raise JailError("The zygote did not start a worker within 30 seconds.") from None
         except OSError:
             text, fds = b"", []
+        if not text:
+            raise JailLost
         if not fds:
-            self._gone = not text
-            raise JailError(
-                f"A worker could not be locked in: {text.decode(errors='replace').lstrip('!') or 'no reason given'}"
-            )
+            raise JailLost(f"A worker could not be locked in: {text.decode(errors='replace').lstrip('!')}")
         return Worker(ours, fds[0], self.limits)
 
     @property
     def alive(self) -> bool:
-        return not self._gone and self._process.poll() is None
+        return self._process.poll() is None
 
     def close(self) -> None:
         self._control.close()

@@ -48,16 +48,19 @@ class WireError(Exception):
 # -- values ---------------------------------------------------------------------------------------------------------
 
 
+Shape = Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_DIMS)]
+
+
 class TensorData(msgspec.Struct, array_like=True, tag="tensor", frozen=True):
     dtype: str
-    shape: tuple[int, ...]
+    shape: Shape
     data: bytes
     requires_grad: bool = False
 
 
 class ArrayData(msgspec.Struct, array_like=True, tag="array", frozen=True):
     dtype: str  # one of numpy's type characters
-    shape: tuple[int, ...]
+    shape: Shape
     data: bytes
 
 
