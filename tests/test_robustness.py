@@ -327,8 +327,12 @@ def said_by(course: Course, *steps: str) -> str:
     return said
 
 
-def grade_on_disk(*more: str) -> str:
-    return f"{AUTOGRADER} grade submitted --results disk/results.sqlite --workers 2 {' '.join(more)} || {SAY}"
+FEW = STUDENTS[:4]
+
+
+def grade_on_disk() -> str:
+    files = " ".join(f"submitted/{student}" for student in FEW)
+    return f"{AUTOGRADER} grade {files} --results disk/results.sqlite --workers 1 || {SAY}"
 
 
 @pytest.mark.parametrize("size", [8, 40, 100, 150, 200, 250] if NIGHTLY else [120])
@@ -340,7 +344,7 @@ def test_a_full_disk_is_a_sentence_and_the_next_run_completes(
     assert said.count("code ") == 1, said
     assert "code 2" in said
     assert "disk/results.sqlite cannot be" in said
-    assert differences(course.reports(), undisturbed.reports) == []
+    assert differences(course.reports(), {student: undisturbed.reports[student] for student in FEW}) == []
 
 
 @nightly
@@ -354,7 +358,8 @@ def test_a_full_disk_while_pages_or_marks_are_written_is_a_sentence_and_the_next
     said = said_by(graded_course, *steps, "diff -r disk/pages pages")
     assert said.count("code 2") == 2, said
     assert said.count("code ") == 2, said
-    assert said.count("No space left on device") + said.count("disk is full") + said.count("File too large") >= 2
+    reasons = ("No space left on device", "disk is full", "File too large", "disk I/O error")
+    assert sum(said.count(reason) for reason in reasons) >= 2, said
     assert graded_course.marks() == undisturbed.marks
 
 
