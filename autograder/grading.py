@@ -82,6 +82,7 @@ class Grader:
             "-o",
             "addopts=",
             "--assert=plain",
+            "--import-mode=importlib",  # else the folder of hidden tests would be on sys.path from now on
             "--disable-plugin-autoload",
             "-p",
             "no:cacheprovider",

@@ -265,7 +265,8 @@ def at_the_same_time(path: Path) -> list[int]:
 def test_many_graders_make_and_fill_one_file_and_nothing_is_there_twice(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         for n in range(3):
-            assert pool.map(at_the_same_time, [tmp_path / f"{n}.sqlite"] * 4, chunksize=1) == [[1] * 20] * 4
+            done = pool.map_async(at_the_same_time, [tmp_path / f"{n}.sqlite"] * 4, chunksize=1)
+            assert done.get(timeout=120) == [[1] * 20] * 4
 
 
 def test_looking_changes_no_byte_of_the_file(results: Results) -> None:
