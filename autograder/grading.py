@@ -44,7 +44,7 @@ from autograder.student import Student, StudentError, Unfinished, same_transcrip
 from autograder.submission import Found, Submission
 from ichimon.notebook import NotebookError
 
-ATTEMPTS = 3  # at a submission, when somebody outside kills its worker, the jail or the grader's process
+ATTEMPTS = 4  # at a submission, when somebody outside kills its worker, the jail or the grader's process
 
 
 def student_of(submission: Submission, assignment: Assignment, jail: Jail, tests: ModuleType) -> Student:
