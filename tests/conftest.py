@@ -6,7 +6,9 @@ import contextlib
 import io
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from playwright.sync_api import Browser, sync_playwright
 from autograder import cli  # before torch: it asks for one thread
 from autograder.report import Report
 from autograder.results import Results
+from autograder.sandbox import jail as jails
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASS = ROOT / "examples" / "class"
@@ -90,3 +93,19 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield browser
         browser.close()
+
+
+def run_as_ordinary_user(file: str, timeout: float) -> None:
+    """Run a file of tests once more as somebody without rights, if this is root; it must skip what calls this."""
+    if os.geteuid() != 0:
+        pytest.skip("this already is the run as an ordinary user")
+    places = (*jails.SYSTEM_FOLDERS, "/etc", *jails._interpreter(), str(ROOT))
+    visible = [path for path in places if os.path.lexists(path)]
+    pytest_run = f"cd {ROOT} && HYPOTHESIS_STORAGE_DIRECTORY=/tmp exec {sys.executable} "
+    pytest_run += f"-m pytest -q -p no:cacheprovider {file}"
+    with tempfile.TemporaryDirectory() as root:
+        drop = [sys.executable, "-I", "-S", str(jails.HERE / "drop_root.py"), "65500", root, *visible]
+        command = [*drop, "--", "/bin/sh", "-c", pytest_run]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-1000:]
+    assert "1 skipped" in done.stdout.splitlines()[-1], "it did not run as an ordinary user"

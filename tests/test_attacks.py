@@ -17,7 +17,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +25,11 @@ from typing import Any, Self
 import msgspec
 import nbformat
 import pytest
+from conftest import run_as_ordinary_user
 
 from autograder import feedback
 from autograder.gradebook import show_report, submission_notebook
 from autograder.report import Report
-from autograder.sandbox import jail as jails
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -253,14 +252,4 @@ def test_every_attack_tells_its_story() -> None:
 
 
 def test_all_of_this_holds_for_an_ordinary_user() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("this already is the run as an ordinary user")
-    visible = [
-        path for path in (*jails.SYSTEM_FOLDERS, "/etc", *jails._interpreter(), str(ROOT)) if os.path.lexists(path)
-    ]
-    pytest_run = f"cd {ROOT} && exec {sys.executable} -m pytest -q -p no:cacheprovider {__file__}"
-    with tempfile.TemporaryDirectory() as root:
-        drop = [sys.executable, "-I", "-S", str(jails.HERE / "drop_root.py"), "65500", root, *visible]
-        done = subprocess.run([*drop, "--", "/bin/sh", "-c", pytest_run], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-1000:]
-    assert "1 skipped" in done.stdout.splitlines()[-1], "it did not run as an ordinary user"
+    run_as_ordinary_user(__file__, timeout=600)

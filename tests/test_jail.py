@@ -6,14 +6,13 @@ As root, the whole file runs once more as an ordinary user.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import run_as_ordinary_user
 
 from autograder.assignment import COURSE
 from autograder.report import Outcome
@@ -192,15 +191,4 @@ def test_without_bubblewrap_one_sentence_says_what_to_do(monkeypatch: pytest.Mon
 
 
 def test_all_of_this_holds_for_an_ordinary_user() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("this already is the run as an ordinary user")
-    visible = [
-        path for path in (*jails.SYSTEM_FOLDERS, "/etc", *jails._interpreter(), str(COURSE)) if os.path.lexists(path)
-    ]
-    pytest_run = f"cd {COURSE} && HYPOTHESIS_STORAGE_DIRECTORY=/tmp exec {sys.executable} "
-    pytest_run += f"-m pytest -q -p no:cacheprovider {__file__}"
-    with tempfile.TemporaryDirectory() as root:
-        drop = [sys.executable, "-I", "-S", str(jails.HERE / "drop_root.py"), "65500", root, *visible]
-        done = subprocess.run([*drop, "--", "/bin/sh", "-c", pytest_run], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert "1 skipped" in done.stdout.splitlines()[-1], "it did not run as an ordinary user"
+    run_as_ordinary_user(__file__, timeout=300)
