@@ -679,10 +679,14 @@ def test_doctor_ends_with_1_where_a_layer_is_missing(command: Command, monkeypat
     assert "nothing is graded here" in ran.err
 
 
+# The import mode keeps the folder of hidden tests, with a conftest of its own, off this process's sys.path.
+QUIETLY = ("-p", "no:cacheprovider", "-q", "--import-mode=importlib")
+
+
 def test_plain_pytest_runs_the_hidden_tests_on_a_notebook(capfd: pytest.CaptureFixture[str]) -> None:
     tests = ROOT / "autograder" / "tests" / "test_02_self_attention.py"
-    chosen = ["-k", "causal_mask or a_position_sees or a_position_never", "-p", "no:cacheprovider", "-q"]
-    ended = pytest.main([str(tests), "--submission", str(notebook_of("student-03")), *chosen])
+    chosen = ["-k", "causal_mask or a_position_sees or a_position_never"]
+    ended = pytest.main([str(tests), "--submission", str(notebook_of("student-03")), *chosen, *QUIETLY])
     printed = capfd.readouterr().out
     assert ended == pytest.ExitCode.TESTS_FAILED
     assert "1 failed, 3 passed" in printed
@@ -694,8 +698,6 @@ def test_plain_pytest_refuses_an_unreadable_notebook_in_a_sentence(
 ) -> None:
     tests = ROOT / "autograder" / "tests" / "test_02_self_attention.py"
     (tmp_path / "broken.ipynb").write_text("{")
-    ended = pytest.main(
-        [str(tests), "--submission", str(tmp_path / "broken.ipynb"), "-p", "no:cacheprovider", "-q", "-x"]
-    )
+    ended = pytest.main([str(tests), "--submission", str(tmp_path / "broken.ipynb"), "-x", *QUIETLY])
     assert ended != pytest.ExitCode.OK
     assert "broken.ipynb is damaged" in capfd.readouterr().out

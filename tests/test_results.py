@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from conftest import NIGHTLY
 
 from autograder import assignment as assignments
 from autograder import results as module
@@ -22,8 +23,6 @@ from autograder.report import CellRun, ExerciseResult, Outcome, Report, TestResu
 from autograder.results import Move, Results, ResultsError
 from autograder.submission import Submission
 
-# not from conftest: the processes of a pool import this file, and may find another conftest first
-NIGHTLY = bool(os.environ.get("ICHIMON_NIGHTLY"))
 NAME = "02-self-attention"
 ASSIGNMENT = assignments.load(NAME)
 EXERCISES = list(ASSIGNMENT.points)
