@@ -111,7 +111,7 @@ def test_every_length_works(student: Student) -> None:
 def test_each_output_is_a_softmax_mixture_of_the_values(student: Student) -> None:
     """Without a mask: the softmax of q·k/√d_head over the keys weighs the values."""
     for seed, (lead, n_q, n_k, d_head, d_v) in enumerate(
-        [((2,), 3, 5, 4, 4), ((2, 3), 7, 4, 9, 5), ((1,), 33, 70, 2, 3)]
+        [((2,), 3, 5, 4, 4), ((2, 3), 7, 4, 9, 5), ((1,), 33, 70, 2, 3), ((1,), 70, 70, 3, 2)]
     ):
         q, k, v = (
             normal(*lead, n_q, d_head, seed=seed),
@@ -193,6 +193,9 @@ def test_the_mask_decides_who_takes_part(student: Student) -> None:
         mask = some_mask(*shape, seed=seed)
         expected = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask.expand(b, h, n_q, n_k))
         assert_close(student.attention(q, k, v, mask), expected, claim=f"with a mask of shape {shape}")
+    q, k, v, mask = normal(70, 1, seed=4), normal(70, 1, seed=5), normal(70, 2, seed=6), some_mask(70, 70, seed=5)
+    expected = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert_close(student.attention(q, k, v, mask), expected, claim="with 70 queries and keys")
 
 
 @pytest.mark.exercise("attention")
