@@ -46,9 +46,16 @@ def tell(
 def wrapped(line: str) -> str:
     """A line within the width, its continuations below its text. What a terminal could act on is taken out."""
     text = clean(line.expandtabs(4), len(line) + 1).replace("\n", " ")
+    inside = text.lstrip(" ")
     indent = len(text) - len(text.lstrip(" -✓✗·"))
     return textwrap.fill(
-        text, WIDTH, subsequent_indent=" " * min(indent, WIDTH // 2), replace_whitespace=False, break_on_hyphens=False
+        inside,
+        WIDTH,
+        initial_indent=" " * (len(text) - len(inside)),
+        subsequent_indent=" " * min(indent, WIDTH // 2),
+        replace_whitespace=False,
+        break_on_hyphens=False,
+        break_long_words=False,  # a path that is too long for a line can still be copied
     )
 
 

@@ -107,7 +107,11 @@ def run(cell: Cell, namespace: dict[str, Any], filename: str) -> None:
     """Run a code cell. Tracebacks and `inspect.getsource` find its text under `filename`."""
     source, _ = blank_magics(cell.source)
     linecache.cache[filename] = (len(source), None, [line + "\n" for line in cell.source.split("\n")], filename)
-    exec(compile(source, filename, "exec", dont_inherit=True), namespace)  # else our __future__ imports leak in
+    try:
+        code = compile(source, filename, "exec", dont_inherit=True)  # else our __future__ imports leak in
+    except ValueError as error:  # what Python 3.11 says, in some of its versions, of code with a null byte
+        raise SyntaxError(str(error)) from None
+    exec(code, namespace)
 
 
 def load(path: Path | str) -> ModuleType:

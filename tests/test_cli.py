@@ -248,6 +248,7 @@ def test_a_terminal_shows_a_bar_with_the_pace_and_json_stays_clean(
         return [], []
 
     terminal = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")  # on a dumb one there is no bar
     monkeypatch.setattr(cli, "err", Console(file=terminal, force_terminal=True, width=80, soft_wrap=True))
     monkeypatch.setattr(grading, "grade_class", grade_class)
     ran = command("grade", CLASS, "--results", tmp_path / "results.sqlite", "--json")
