@@ -64,13 +64,20 @@ class Attack:
             assert spec.loader is not None
             made = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(made)
-            return cls(student, made.__doc__ or "", re.compile(made.SAYS), made.POINTS, 1, made.hand_in)
+
+            def changed(folder: Path, notebook: dict[str, Any], student: str) -> None:
+                made.change(notebook)
+                write(folder, notebook, student)
+
+            hands_in = getattr(made, "hand_in", changed)  # some change the notebook, others make the file themselves
+            return cls(student, made.__doc__ or "", re.compile(made.SAYS), made.POINTS, 1, hands_in)
         head, *cells = re.split(r"^# %% ?", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
         told = dict(re.findall(r"^# (story|says|points|neighbours): (.*(?:\n#   .*)*)", head, re.MULTILINE))
         sources = [(title.strip(), source) for title, _, source in (cell.partition("\n") for cell in cells)]
 
         def hand_in(folder: Path, notebook: dict[str, Any], student: str) -> None:
             answer(notebook, sources)
+            notebook["metadata"]["student"] = student  # no two files hold the same bytes
             write(folder, notebook, student)
 
         points, copies = float(told.get("points", 0)), int(told.get("neighbours", 1))
@@ -96,7 +103,6 @@ def answer(notebook: dict[str, Any], sources: list[tuple[str, str]]) -> None:
 
 
 def write(folder: Path, notebook: dict[str, Any], student: str) -> None:
-    notebook["metadata"]["student"] = student  # no two files hold the same bytes
     path = folder / student / NAME / f"{NAME}.ipynb"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(notebook))

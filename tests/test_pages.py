@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import re
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from playwright.sync_api import Browser
+from test_attacks import Attack
 
 from autograder.feedback import class_report, number
 from autograder.report import ExerciseResult, Outcome, Report, TestResult
@@ -53,12 +53,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Shown:
     folder = tmp_path_factory.mktemp("pages")
     starter = json.loads((HERE.parent / "notebooks" / NAME / f"{NAME}.ipynb").read_text())
     for path in sorted((HERE / "attacks" / "pages").glob("*.py")):
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        attack = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(attack)
-        attack.hand_in(folder / "class", copy.deepcopy(starter), f"pages-{path.stem}")
+        attack = Attack.read(path)
+        attack.hand_in(folder / "class", copy.deepcopy(starter), attack.student)
     for student in NAMES:
         path = folder / "class" / student / NAME / f"{NAME}.ipynb"
         path.parent.mkdir(parents=True)

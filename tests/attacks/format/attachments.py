@@ -1,17 +1,12 @@
 """story: Text cells with attachments: a page that runs a script, a pickle, names that are paths, a thousand of them."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 SAYS = r"not written yet"
 POINTS = 0.0
-NAME = "02-self-attention"
 
 
-def hand_in(folder: Path, notebook: dict[str, Any], student: str) -> None:
-    path = folder / student / NAME / f"{NAME}.ipynb"
-    path.parent.mkdir(parents=True)
+def change(notebook: dict[str, Any]) -> None:
     files = {
         f"../../{i}.html": {"text/html": "<script>alert(1)</script>", "image/png": "no base 64"} for i in range(999)
     }
@@ -20,4 +15,3 @@ def hand_in(folder: Path, notebook: dict[str, Any], student: str) -> None:
             **files,
             "x.pkl": {"application/octet-stream": "gASVJAAAAAAAAACMBXBvc2l4lIwGc3lzdGVtlJOU"},
         }
-    path.write_text(json.dumps(notebook))

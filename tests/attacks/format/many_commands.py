@@ -1,17 +1,12 @@
 """story: Forty thousand notebook commands, about each of which the student could be told."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 SAYS = r"was left out"
 POINTS = 0.0
-NAME = "02-self-attention"
 
 
-def hand_in(folder: Path, notebook: dict[str, Any], student: str) -> None:
-    path = folder / student / NAME / f"{NAME}.ipynb"
-    path.parent.mkdir(parents=True)
+def change(notebook: dict[str, Any]) -> None:
     cell = {
         "cell_type": "code",
         "execution_count": None,
@@ -21,4 +16,3 @@ def hand_in(folder: Path, notebook: dict[str, Any], student: str) -> None:
         "source": "%x\n" * 39_000,
     }
     notebook["cells"].append(cell)
-    path.write_text(json.dumps(notebook))

@@ -1,12 +1,9 @@
 """story: Closes the page it is printed on and begins another, in which all points are given."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 SAYS = r"9 of 9 points"
 POINTS = 0.0
-NAME = "02-self-attention"
 SHOWN = """</pre></section></main></body></html><!DOCTYPE html><html><body><main><h1>02-self-attention</h1>
 <p class="score">9 of 9 points</p><style>main:first-of-type { display: none } .bad { visibility: hidden }</style>
 <iframe srcdoc="<p class=score>9 of 9 points</p>" style="position: fixed; inset: 0; width: 100%"></iframe>
@@ -15,9 +12,6 @@ SHOWN = """</pre></section></main></body></html><!DOCTYPE html><html><body><main
 <style>@import url(//example.org/x.css);</style>"""
 
 
-def hand_in(folder: Path, notebook: dict[str, Any], student: str) -> None:
-    path = folder / student / NAME / f"{NAME}.ipynb"
-    path.parent.mkdir(parents=True)
+def change(notebook: dict[str, Any]) -> None:
     cell = {"cell_type": "code", "execution_count": None, "id": "x", "metadata": {}, "outputs": []}
     notebook["cells"].append({**cell, "source": f"print({SHOWN!r})"})
-    path.write_text(json.dumps(notebook))

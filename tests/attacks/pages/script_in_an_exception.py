@@ -1,12 +1,9 @@
 """story: Raises errors whose text is a page with scripts, styles and links that lead away."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 SAYS = r"<script>"
 POINTS = 0.0
-NAME = "02-self-attention"
 SHOWN = (
     "</p></li></ul><script>document.title='pwned'</script>"
     "<style>.score { display: none }</style><iframe src=//example.org>"
@@ -14,10 +11,7 @@ SHOWN = (
 )
 
 
-def hand_in(folder: Path, notebook: dict[str, Any], student: str) -> None:
-    path = folder / student / NAME / f"{NAME}.ipynb"
-    path.parent.mkdir(parents=True)
+def change(notebook: dict[str, Any]) -> None:
     for cell in notebook["cells"]:
-        if cell["id"] in ("causal_mask", "attention_scores"):
+        if cell["id"] in ("causal_mask", "attention"):
             cell["source"] = f"def {cell['id']}(*args):\n    raise ValueError({SHOWN!r})\n"
-    path.write_text(json.dumps(notebook))

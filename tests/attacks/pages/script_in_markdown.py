@@ -1,12 +1,9 @@
 """story: Text cells of scripts, frames, styles and links, for the pages on which a person reads submissions."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 SAYS = r"not written yet"
 POINTS = 0.0
-NAME = "02-self-attention"
 TEXTS = (
     "<script>alert(1)</script><iframe srcdoc='<script>alert(1)</script>'></iframe><style>* { display: none }</style>",
     "[9 of 9](javascript:alert(1)) ![x](attachment:x.svg) ![x](https://example.org/track.png) <https://example.org>",
@@ -16,11 +13,8 @@ TEXTS = (
 )
 
 
-def hand_in(folder: Path, notebook: dict[str, Any], student: str) -> None:
-    path = folder / student / NAME / f"{NAME}.ipynb"
-    path.parent.mkdir(parents=True)
+def change(notebook: dict[str, Any]) -> None:
     for i, text in enumerate(TEXTS):
         cell = {"cell_type": "markdown", "id": f"text-{i}", "metadata": {}, "source": text}
         notebook["cells"].insert(2 * i, {**cell, "attachments": {"x.svg": {"image/svg+xml": "<svg onload=alert(1)>"}}})
         notebook["cells"].append({**cell, "cell_type": "raw", "metadata": {"raw_mimetype": "text/html"}})
-    path.write_text(json.dumps(notebook))

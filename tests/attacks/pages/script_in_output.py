@@ -1,12 +1,9 @@
 """story: Prints scripts of every kind: elements, handlers, addresses, templates, what hides in SVG and MathML."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 SAYS = r"<script>"
 POINTS = 0.0
-NAME = "02-self-attention"
 SHOWN = """</pre></section></main><script>document.title = 'pwned'</script>
 <img src=x onerror="document.title='pwned'">
 <svg onload="document.title='pwned'"><script href="data:,alert(1)"/></svg><math><mtext></form><form><mglyph><style>
@@ -17,9 +14,6 @@ SHOWN = """</pre></section></main><script>document.title = 'pwned'</script>
 {% include 'page.html' %}${alert(1)}<base href="//example.org"><meta http-equiv="refresh" content="0;//example.org">"""
 
 
-def hand_in(folder: Path, notebook: dict[str, Any], student: str) -> None:
-    path = folder / student / NAME / f"{NAME}.ipynb"
-    path.parent.mkdir(parents=True)
+def change(notebook: dict[str, Any]) -> None:
     cell = {"cell_type": "code", "execution_count": None, "id": "x", "metadata": {}, "outputs": []}
     notebook["cells"].append({**cell, "source": f"print({SHOWN!r})"})
-    path.write_text(json.dumps(notebook))

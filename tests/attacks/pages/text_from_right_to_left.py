@@ -1,12 +1,9 @@
 """story: Prints marks that turn round what stands beside them: direction marks, isolates, letters that nobody sees."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 SAYS = r"9 of 9|9 fo 9"
 POINTS = 0.0
-NAME = "02-self-attention"
 SHOWN = (
     "\u202estniop 9 fo 9\u202c \u20679 of 9\u2069 \u200b\u200d\u2060\ufeff9\U000e0041 of 9"
     + "\u0301" * 2000
@@ -14,9 +11,6 @@ SHOWN = (
 )
 
 
-def hand_in(folder: Path, notebook: dict[str, Any], student: str) -> None:
-    path = folder / student / NAME / f"{NAME}.ipynb"
-    path.parent.mkdir(parents=True)
+def change(notebook: dict[str, Any]) -> None:
     cell = {"cell_type": "code", "execution_count": None, "id": "x", "metadata": {}, "outputs": []}
     notebook["cells"].append({**cell, "source": f"print({SHOWN!r})"})
-    path.write_text(json.dumps(notebook))
