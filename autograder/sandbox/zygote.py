@@ -248,6 +248,8 @@ class Layer(nn.Module):
         if d % 2:
             raise ValueError(f"{d} is odd")
         self.proj = nn.Linear(d, d, bias=False)
+        for initialise in (nn.init.xavier_uniform_, nn.init.normal_, nn.init.orthogonal_):
+            initialise(self.proj.weight)
     def forward(self, x, mask=None):
         q = torch.stack(self.proj(x).chunk(2, -1), -3)
         scores = torch.einsum("...qd,...kd->...qk", q, q) + q @ q.mT / q.shape[-1] ** 0.5
@@ -261,6 +263,14 @@ class Layer(nn.Module):
         return torch.cat(y.unbind(-3), -1) + y.transpose(-2, -3).flatten(-2).contiguous()
 def ones(n):
     return torch.ones(n, n, dtype=torch.bool).tril()
+def mismatches(x):
+    wrong = (torch.bmm, torch.add, lambda x, y: torch.mm(x[0], y[0]), lambda x, y: x.masked_fill(y > 0, 0.0))
+    for operation in (*wrong, torch.matmul):
+        try:
+            operation(x, x[:, :, 1:])
+        except RuntimeError as error:
+            last = error
+    raise last
 """
 
 
@@ -287,6 +297,7 @@ def rehearse() -> None:
             ask(wire.Get(1, None, "Layer"))
             mask = ask(wire.Call(1, "ones", [130], [], True)).value
             ask(wire.Call(1, "Layer", [7], [], True))
+            ask(wire.Call(1, "mismatches", [value(torch.ones(2, 3, 4, dtype=dtype))], [], True))
             layer = ask(wire.Call(1, "Layer", [8], [], True)).value
             ask(wire.Call(1, layer, [value(dtype)], [], True, "to"))
             state = ask(wire.Call(1, layer, [], [], True, "state_dict")).value
