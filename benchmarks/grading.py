@@ -233,7 +233,7 @@ def benchmark(
             "stock_to_ours_wall": at_least(to_stock["wall"], WALL_RATIO),
             "stock_to_two_workers_wall": at_least(measured["two_workers"]["warm"]["ratio_wall"], WALL_RATIO),
             "cpu_seconds_a_submission": at_most(measured["ours"]["cpu_seconds"], CPU_GOAL),
-            "private_mb_a_worker": at_most(statistics.median(private), MEMORY_GOAL),
+            "private_mb_a_worker": at_most(max(private), MEMORY_GOAL),
             "seconds_to_the_first_mark": at_most(statistics.median(begun["ours"]), START_GOAL),
         },
         "profile": parts,

@@ -34,7 +34,7 @@ GOALS = {
     "stock_to_ours_wall": "wall time, nbgrader to ours",
     "stock_to_two_workers_wall": "wall time, nbgrader to ours with two workers",
     "cpu_seconds_a_submission": "CPU seconds a submission",
-    "private_mb_a_worker": "MB that only a worker has, the median",
+    "private_mb_a_worker": "MB that only a worker has, the largest",
     "seconds_to_the_first_mark": "seconds from the command to the first mark",
     "time_many_to_few": "time a submission, large class to small",
     "memory_many_to_few": "memory of all trusted processes, large class to small",
