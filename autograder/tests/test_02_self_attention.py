@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autograder.student import Remote, Student, StudentError, Unfinished, assert_close, tensor
+from autograder.testing import gradients, normal
 
 RESERVED = {
     "attention": (
@@ -33,25 +34,11 @@ RESERVED = {
 }
 
 
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def some_mask(*shape: int, seed: int) -> Tensor:
     """A random mask in which every row may attend to something."""
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
     mask[..., 0] |= ~mask.any(-1)
     return mask
-
-
-def gradients(output: Tensor, upstream: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
-    """The gradient of each input, or a sentence that none reaches it."""
-    tensor(output, shape=upstream.shape, dtype=upstream.dtype)
-    assert output.requires_grad, "No gradient flows through the result: something on the way was detached or rebuilt."
-    found = torch.autograd.grad(output, list(inputs.values()), upstream, allow_unused=True)
-    for name, grad in zip(inputs, found, strict=True):
-        assert grad is not None, f"No gradient reaches {name}: something on the way was detached or rebuilt."
-    return dict(zip(inputs, found, strict=True))
 
 
 # -- causal_mask ----------------------------------------------------------------------------------------------------
