@@ -46,7 +46,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each with a residual around it and a norm before it (`pre_norm`) or after the sum."""
+    """Attention, then feed-forward: each with a residual around it and a norm before it, or after the sum."""
 
     def __init__(self, attention: nn.Module, feed_forward: nn.Module, norms: list[nn.Module], pre_norm: bool) -> None:
         super().__init__()
