@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any, Literal, NoReturn, TypeGuard
 
 Kind = Literal["code", "markdown", "raw"]
-Role = Literal["set-up", "solution", "check", "see", "stand-in", "other"]
+Role = Literal["set-up", "solution", "check", "see", "stand-in", "question", "other"]
 
 MAX_BYTES = 20 * 2**20  # a notebook with every plot of a chapter in it is about 1 MB
 
@@ -41,7 +41,7 @@ class Cell:
     id: str
     role: Role
     exercise: str = ""  # for solution, check, see and stand-in
-    points: float = 0  # for check
+    points: float = 0  # for check, and for a question that a person marks
 
     def label(self, position: int) -> str:
         """The cell's name for people: its id, or its place (from 1) for a cell that the student added."""
@@ -310,6 +310,8 @@ def _classified(kind: Kind, source: str, raw: Mapping[str, Any], declared: Mappi
     if cell_id == nbgrader.get("grade_id") and graded and not solved:
         checked = cell_id.removeprefix("check-")
         return Cell(kind, source, cell_id, "check", exercise=checked, points=_points(nbgrader.get("points")))
+    if cell_id == nbgrader.get("grade_id") and graded and solved and kind == "markdown":
+        return Cell(kind, source, cell_id, "question", points=_points(nbgrader.get("points")))
     if cell_id == "set-up":
         return Cell(kind, source, cell_id, "set-up")
     if prefix == "check" and exercise:
@@ -349,6 +351,7 @@ _ROLES: Mapping[str, Role] = {
     "check": "check",
     "see": "see",
     "stand_in": "stand-in",
+    "question": "question",
 }
 _PREFIX: Mapping[Role, str] = {"solution": "", "check": "check-", "see": "see-", "stand-in": "stand-in-"}
 _LAYOUT = {"lines_to_next_cell", "lines_to_end_of_cell_marker", "cell_marker"}  # jupytext's own, about the file
@@ -379,13 +382,15 @@ def _source_cell(kind: Kind, source: str, header: Mapping[str, Any], seen: Count
         raise NotebookError(f'the header “{broken}” is not key="value": quote its values.')
     if unknown := sorted(set(header) - set(_ROLES) - {"points"}):
         raise NotebookError(f"the header has {unknown[0]!r}; what it may have is {', '.join(_ROLES)} and points.")
+    if kind == "markdown" and roles == ["question"]:
+        return _question(source, header, seen)
     if kind != "code":
         if header:
             raise NotebookError(f"a {kind} cell has no {next(iter(header))}: remove it from the header.")
         digest = hashlib.sha256(f"{seen[kind, source]}\n{source}".encode()).hexdigest()[:12]
         seen[kind, source] += 1
         return Cell(kind, source, digest, "other")
-    if len(roles) != 1:
+    if len(roles) != 1 or roles == ["question"]:
         raise NotebookError('a code cell\'s header has exactly one of role="set-up", exercise, check, see, stand_in.')
     role, name = _ROLES[roles[0]], header[roles[0]]
     if ("points" in header) != (role == "check") or (role == "check" and _points(header["points"]) == 0):
@@ -401,6 +406,17 @@ def _source_cell(kind: Kind, source: str, header: Mapping[str, Any], seen: Count
     if seen[role, name] > 1 and role == "see":
         cell_id += f"-{seen[role, name]}"
     return Cell(kind, source, cell_id, role, exercise=name, points=_points(header.get("points")))
+
+
+def _question(source: str, header: Mapping[str, Any], seen: Counter[tuple[str, str]]) -> Cell:
+    """A question that is answered in words and marked by a person; its source is the answer that we expect."""
+    name, points = header["question"], _points(header.get("points"))
+    if not _is_id(name) or seen["question", name]:
+        raise NotebookError(f"{name!r} is no name for a question, or there are two of them.")
+    if not points:
+        raise NotebookError("a question has points, a number above 0.")
+    seen["question", name] += 1
+    return Cell("markdown", source, name, "question", points=points)
 
 
 def _check_source(found: list[Cell]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from autograder.assignment import names
 from autograder.results import Results
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def test_odd_names_have_pages_in_which_they_are_only_text(
         (["nowhere.ipynb"], "nowhere.ipynb does not exist."),
         (["."], ". holds no notebook. Expected <student>/<assignment>/<notebook>.ipynb"),
         (["x" * 5000], "could not be read"),
-        ([GOOD, "--assignment", "99-nothing"], "There is no assignment '99-nothing'. There is: 02-self-attention."),
+        ([GOOD, "--assignment", "99-nothing"], f"There is no assignment '99-nothing'. There is: {', '.join(names())}."),
         ([GOOD, "--results", "noise.sqlite"], "noise.sqlite is not a results file. Give another --results."),
         ([GOOD, "--results", "other.sqlite"], "other.sqlite is a database of something else"),
         ([GOOD, "--results", "."], "cannot be used for results"),
@@ -226,7 +227,7 @@ def test_a_notebook_of_no_assignment_we_know_is_told_so(command: Command, tmp_pa
     ran = command("grade", path, "--results", tmp_path / "results.sqlite")
     assert ran.code == 1
     (sentence,) = ran.sentences
-    assert "neither its contents nor its name say which assignment it is (02-self-attention)" in sentence
+    assert f"neither its contents nor its name say which assignment it is ({', '.join(names())})" in sentence
 
 
 def test_two_files_of_one_student_leave_the_choice_to_a_person(command: Command, tmp_path: Path) -> None:

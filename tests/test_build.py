@@ -13,7 +13,7 @@ import pytest
 from nbgrader.api import Gradebook
 from nbgrader.validator import Validator
 
-from autograder.authoring.build import ROOT, STUB, build
+from autograder.authoring.build import ANSWER_STUB, ROOT, STUB, build
 from ichimon import notebook
 from ichimon.notebook import NotebookError
 
@@ -57,6 +57,12 @@ assert around(1) > 6, "a circle of radius 1 is longer than 6"
 # %% stand_in="around"
 def double(x: float) -> float:
     return x + x
+
+# %% [markdown]
+# Why is it not a square?
+
+# %% [markdown] question="why" points=2
+# Because every point is as far from the middle.
 '''
 
 
@@ -135,8 +141,10 @@ def test_the_released_notebook_shows_no_solution_no_stand_in_and_no_output(root:
     assert "SOLUTION" not in text
     assert "2 * x" not in text
     assert "x + x" not in text
+    assert "as far from the middle" not in text
     code = [cell for cell in released(root)["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    assert "".join(next(cell for cell in released(root)["cells"] if cell["id"] == "why")["source"]) == ANSWER_STUB
     stubbed = next(cell for cell in code if cell["id"] == "double")
     assert "".join(stubbed["source"]) == f'def double(x: float) -> float:\n    """Twice x."""\n    {STUB}'
 
@@ -161,7 +169,7 @@ def test_source_and_released_notebook_have_the_same_cells_and_roles(root: Path) 
     assert notebook.exercises(source) == notebook.exercises(released_path(root))
 
 
-def test_only_checks_carry_points_and_students_can_edit_only_their_cells(root: Path) -> None:
+def test_only_checks_and_questions_carry_points_and_students_can_edit_only_their_cells(root: Path) -> None:
     marked = [cell["metadata"] for cell in released(root)["cells"] if "nbgrader" in cell["metadata"]]
     facts = {
         metadata["nbgrader"]["grade_id"]: (metadata["nbgrader"].get("points"), metadata.get("editable", True))
@@ -173,6 +181,7 @@ def test_only_checks_carry_points_and_students_can_edit_only_their_cells(root: P
         "check-double": (3, False),
         "around": (None, True),
         "check-around": (1.5, False),
+        "why": (2, True),
     }
     assert all(metadata["deletable"] is False for metadata in marked)
 
@@ -180,7 +189,11 @@ def test_only_checks_carry_points_and_students_can_edit_only_their_cells(root: P
 def test_the_gradebook_knows_the_assignment_and_its_points(root: Path) -> None:
     with Gradebook(f"sqlite:///{root / '_build/nbgrader/gradebook.db'}") as gradebook:
         found = gradebook.find_notebook("90-tiny", "90-tiny")
-        assert {cell.name: cell.max_score for cell in found.grade_cells} == {"check-double": 3, "check-around": 1.5}
+        assert {cell.name: cell.max_score for cell in found.grade_cells} == {
+            "check-double": 3,
+            "check-around": 1.5,
+            "why": 2,
+        }
 
 
 def test_another_gradebook_is_told_too_and_again_if_it_was_deleted(fresh: Path) -> None:
@@ -189,7 +202,7 @@ def test_another_gradebook_is_told_too_and_again_if_it_was_deleted(fresh: Path) 
     for _ in range(2):
         assert build(fresh, db_url=db_url) == []
         with Gradebook(db_url) as gradebook:
-            assert gradebook.find_assignment("90-tiny").max_score == 4.5
+            assert gradebook.find_assignment("90-tiny").max_score == 6.5
         gradebook_path.unlink()
 
 
@@ -218,7 +231,7 @@ def test_stock_nbgrader_validates_the_visible_checks_without_a_plugin(root: Path
     logging.getLogger("traitlets").setLevel(logging.CRITICAL)
     results = Validator().validate(str(tmp_path / path.name))
     failed = [failure["source"].partition("(")[0] for failure in results.get("failed", [])]
-    assert failed == ([] if solved else ["assert double", "assert around"])
+    assert failed == ([] if solved else ["assert double", "assert around", ANSWER_STUB])
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from ichimon.notebook import Cell, NotebookError
 ROOT = Path(__file__).resolve().parents[2]
 
 STUB = 'raise NotImplementedError("your code goes here: replace this line")'
+ANSWER_STUB = "*Your answer goes here: replace this line. A person reads it.*"
 
 KERNEL = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -101,14 +102,14 @@ def _metadata(cell: Cell) -> dict[str, Any]:
     if cell.role == "other":
         return {}
     nbgrader: dict[str, Any] = {
-        "grade": cell.role == "check",
+        "grade": cell.role in ("check", "question"),
         "grade_id": cell.id,
-        "locked": cell.role != "solution",
+        "locked": cell.role not in ("solution", "question"),
         "schema_version": 3,
-        "solution": cell.role == "solution",
+        "solution": cell.role in ("solution", "question"),
         "task": False,
     }
-    if cell.role == "check":
+    if cell.role in ("check", "question"):
         nbgrader["points"] = _number(cell.points)
     return {"nbgrader": nbgrader}
 
@@ -123,7 +124,7 @@ def _generate(source: Path, name: str, root: Path, db_url: str) -> bytes:
     work = root / "_build" / "nbgrader"
     _write(work / "source" / name / f"{name}.ipynb", source_notebook(source).encode())
     course = CourseDirectory(root=str(work), assignment_id=name, db_url=db_url)
-    config = Config({"ClearSolutions": {"code_stub": {"python": STUB}}})
+    config = Config({"ClearSolutions": {"code_stub": {"python": STUB}, "text_stub": ANSWER_STUB}})
     generator = GenerateAssignment(coursedir=course, config=config, force=True, create_assignment=True)
     with _own_programs_on_path():
         outcome = capture_log(generator)
