@@ -165,6 +165,11 @@ def test_the_environment_holds_nothing_of_the_graders(worker: Worker, monkeypatc
     assert set(run(worker, "import os; print(*os.environ)").output.split()) <= {*jails.ENVIRONMENT, "PWD", "LC_CTYPE"}
 
 
+@pytest.mark.parametrize("answer", ["from transformers import GPT2LMHeadModel", "from tokenizers import Tokenizer"])
+def test_libraries_that_hold_whole_answers_are_empty(worker: Worker, answer: str) -> None:
+    assert "ImportError: cannot import name" in run(worker, answer).error
+
+
 def test_the_grader_refuses_when_its_files_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     paths = jails._paths()
     monkeypatch.setattr(jails, "_paths", lambda: {**paths, str(COURSE / "autograder"): COURSE / "autograder"})
