@@ -9,6 +9,7 @@ from which a run goes on as if it had never stopped, and says in a sentence what
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -384,7 +385,7 @@ class _Show:
 
     def _draw(self) -> None:
         import matplotlib.pyplot as plt
-        from IPython.display import display
+        from IPython.display import Image, display
 
         from ichimon import figures
 
@@ -394,11 +395,14 @@ class _Show:
             steps, values = zip(*self.history.validation, strict=True)
             ax.plot(steps, values, "o-", color=figures.VERMILION, label="validation")
         ax.legend()
-        if self.curve is None:
-            self.curve = display(fig, display_id=True)
-        else:
-            self.curve.update(fig)
+        drawn = io.BytesIO()
+        fig.savefig(drawn, format="png")  # by ourselves: not every notebook's backend knows how to show a figure
         plt.close(fig)
+        image = Image(drawn.getvalue())
+        if self.curve is None:
+            self.curve = display(image, display_id=True)
+        else:
+            self.curve.update(image)
         self.drawn = time.monotonic()
 
 
