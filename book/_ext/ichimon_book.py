@@ -145,16 +145,24 @@ class FromChapters(Generated):
 
 
 class Chapters(FromChapters):
-    """Every part with its chapters, and what each builds."""
+    """Every part with its chapters, what each builds, and its notebook's exercises and points."""
 
     def table(self, data: dict[str, Any]) -> list[str]:
-        lines = ["| | Chapter | You build |", "|---|---|---|"]
+        lines = ["| | Chapter | You build | Notebook |", "|---|---|---|---|"]
         for part in data["parts"]:
-            lines.append(f"| | **{part['title']}** | |")
+            lines.append(f"| | **{part['title']}** | | |")
             for chapter in part["chapters"]:
                 title = self.link(chapter, chapter["title"])
-                lines.append(f"| {chapter['page'][:2]} | {title} | {chapter['builds']} |")
+                lines.append(f"| {chapter['page'][:2]} | {title} | {chapter['builds']} | {self.notebook(chapter)} |")
         return [":::{container} chapters", *lines, ":::"]
+
+    def notebook(self, chapter: dict[str, str]) -> str:
+        file = f"notebooks/{chapter['page']}/{chapter['page']}.ipynb"
+        if file.removesuffix(".ipynb") not in self.env.found_docs:
+            return ""
+        self.env.note_dependency(str(Path(self.env.srcdir) / file))
+        exercises = read_json(self.env.srcdir, file)["metadata"]["ichimon"]["exercises"]
+        return f"[{len(exercises)} parts, {sum(exercises.values()):g} points](../{file})"
 
 
 class Questions(FromChapters):
