@@ -448,7 +448,8 @@ except NotImplementedError:
 # 1. $\text{low} = c(\beta_\text{fast})$ and $\text{high} = c(\beta_\text{slow})$. With `truncate=True` low is rounded
 #    down and high is rounded up, to whole numbers.
 # 2. Then low is at least 0, and high at most $d_\text{head} - 1$. If the two are now equal, 0.001 is added to high.
-# 3. $r_i = \dfrac{i - \text{low}}{\text{high} - \text{low}}$, but not below 0 and not above 1.
+# 3. $r_i = \dfrac{i - \text{low}}{\text{high} - \text{low}}$, but not below 0 and not above 1. (The
+#    paper's formula is linear in the number of turns. This is its authors' code, which everybody uses.)
 # 4. The frequency is $(1 - r_i)\, f_i + r_i\, f_i / \text{factor}$. The attention factor is
 #    $0.1 \ln(\text{factor}) + 1$.
 #

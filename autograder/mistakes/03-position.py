@@ -279,6 +279,37 @@ class LearnedPositions(nn.Module):
         return x
 
 
+# %% LearnedPositions: positions without x
+# caught by: test_each_token_gets_the_row_of_its_position, test_only_the_rows_in_use_learn
+# says: You return the positions alone: they should be added to x.
+class LearnedPositions(nn.Module):
+    def __init__(self, n_max, d_model):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_max, d_model) * 0.02)
+
+    def forward(self, x, offset=0):
+        end = offset + x.shape[1]
+        if end > len(self.weight):
+            raise ValueError(f"{end} positions do not fit into {len(self.weight)}")
+        return self.weight[offset:end].to(x.dtype).expand(x.shape)
+
+
+# %% rope: the first channel is used after it was turned
+# caught by: test_the_turn_goes_from_the_first_channel_to_the_second, test_a_rotation_keeps_lengths
+# says: The second channel is computed from the first one's new value: it needs the old one.
+def rope(x, positions, theta=10000.0, interleaved=False):
+    d = x.shape[-1]
+    out = x.clone()
+    for i in range(d // 2):
+        a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + d // 2)
+        angle = positions.float() * theta ** (-2 * i / d)
+        while positions.dim() == 2 and angle.dim() < x.dim() - 1:
+            angle = angle[:, None]
+        out[..., a] = x[..., a] * angle.cos() - x[..., b] * angle.sin()
+        out[..., b] = out[..., a] * angle.sin() + x[..., b] * angle.cos()
+    return out
+
+
 # %% rope: turned backwards
 # caught by: test_the_turn_goes_from_the_first_channel_to_the_second, test_half_split_pairs_are_turned
 # says: You turn by −φ: the signs of the two sines are swapped.
@@ -857,6 +888,23 @@ def stretch_rope(
         raise ValueError(f"there is no method {method}")
     frequency = theta ** (-2 * torch.arange(d_head // 2) / d_head)
     return frequency / factor, 1.0 if method == "linear" else 0.1 * math.log(factor) + 1
+
+
+# %% stretch_rope: a ramp over turns
+# caught by: test_the_frequencies_of_yarn
+# says: Your ramp is linear in the number of turns, as in the paper's formula; here, as in its authors' code, it is linear in i.
+def stretch_rope(
+    d_head, factor, method="linear", theta=10000.0, n_train=4096, beta_fast=32.0, beta_slow=1.0, truncate=False
+):
+    pair = torch.arange(d_head // 2)
+    frequency = theta ** (-2 * pair / d_head)
+    if method == "linear":
+        return frequency / factor, 1.0
+    if method != "yarn":
+        raise ValueError(f"there is no method {method}")
+    turns = n_train * frequency / (2 * math.pi)
+    keep = ((turns - beta_slow) / max(beta_fast - beta_slow, 0.001)).clamp(0, 1)
+    return frequency * keep + frequency / factor * (1 - keep), 0.1 * math.log(factor) + 1
 
 
 # %% stretch_rope: a mixture of wavelengths

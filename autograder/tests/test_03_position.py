@@ -202,6 +202,9 @@ def test_the_layer_has_one_trained_table_and_nothing_else(student: Student) -> N
         assert weight.isfinite().all(), "weight is not finite in a new layer: was it never initialised?"
         trained = student.grads(layer)
         assert set(trained) == {"weight"}, f"The parameters that are trained are {sorted(trained)}."
+        layer.load_state_dict({"weight": torch.ones(n_max, d_model)})
+        out = tensor(layer(torch.zeros(1, 2, d_model)), shape=(1, 2, d_model)).detach()
+        assert out.any(), "The table is there, but the layer does not use it."
 
 
 @pytest.mark.exercise("LearnedPositions", weight=2)
@@ -472,6 +475,7 @@ def test_queries_and_positions_are_left_as_they_were(student: Student) -> None:
         x, positions = normal(2, 5, 6, seed=1), torch.arange(5)
         kept_x, kept_positions = student.put(x), student.put(positions)
         out = tensor(student.rope(kept_x, kept_positions, interleaved=interleaved), shape=x.shape)
+        assert out.isfinite().all(), "The result is not finite."
         assert (out.detach() != x).any(), "Nothing turns."
         assert_close(kept_x.get(), x, atol=0, rtol=0, claim="after the call", name="x")
         assert_close(kept_positions.get(), positions, claim="after the call", name="positions")
