@@ -286,7 +286,7 @@ print("The visible checks of rope pass.")
 
 # %% see="rope"
 # One query and one key, at many distances. Both are moved along together by 0, 100 and 1,000 positions: three curves,
-# of which you see one. Put "+ 0.5 * sinusoidal(...)" to work instead of rope, and they part.
+# of which you see one. Add sinusoidal rows to q and k instead of turning them, and they part.
 try:
     import matplotlib.pyplot as plt
 
@@ -298,8 +298,13 @@ try:
         turned_k = rope(k, torch.tensor([shift]))
         turned_q = rope(q.expand(40, 32), distance + shift)
         ax.plot(distance, turned_q @ turned_k[0], style, linewidth=3, label=f"key at position {shift}")
-    ax.set(xlabel="distance from key to query (tokens)", ylabel="score q·k", title="The score knows only the distance")
-    ax.legend()
+    ax.set(
+        xlabel="distance from key to query (tokens)",
+        ylabel="score q·k",
+        title="The score knows only the distance",
+        ylim=(-5, 4),
+    )
+    ax.legend(loc="upper center", ncols=3, fontsize=8)
     fig.tight_layout()
     plt.show()
 except NotImplementedError:
@@ -542,8 +547,8 @@ except NotImplementedError:
 # %% [markdown]
 # ## Train short, test long
 #
-# Now put them to work. A small language model reads 48 tokens at a time while it trains, on the documentation that
-# every Python carries. Then it has to guess the *same* words again with more and more text in front of them, up to
+# Now put them to work. A small language model reads 48 characters at a time while it trains, on the documentation that
+# every Python carries. Then it has to guess the *same* characters again with more and more text in front of them, up to
 # eight times as much as it has ever seen.
 #
 # More text is more information. So the loss should fall, or at least not rise. Before you run it: for which of the
@@ -599,27 +604,32 @@ try:
         "nothing": {},
     }
     sinusoidal(1, 2), rope(torch.ones(1, 2), torch.arange(1)), alibi_bias(1, 1)  # all three are needed
-    batches = train.windows(corpus.tokens(split="train"), batch=16, length=48)
-    texts = train.windows(corpus.tokens(split="validation"), batch=16 if fast else 64, length=384, seed=1)(0)
+    vocabulary = 257  # every byte, and what ends a text
+    some = train.windows(corpus.tokens(vocabulary=vocabulary), batch=16, length=48)
+    others = corpus.tokens(split="validation", vocabulary=vocabulary)
+    texts = train.windows(others, batch=16 if fast else 64, length=384, seed=1)(0)
     lengths = (48, 96) if fast else (48, 72, 96, 192, 384)
 
     @torch.no_grad()
     def guess(model, n):
-        """The loss on the last 16 tokens of each text, with n tokens to read."""
+        """The loss on the last 16 characters of each text, with n characters to read."""
         logits = model(texts[:, -n - 1 : -1])[:, -16:]
         return F.cross_entropy(logits.flatten(0, 1), texts[:, -16:].flatten()).item()
 
     fig, ax = plt.subplots(figsize=(7, 3.6), facecolor="white")
     for (name, parts), style in zip(kinds.items(), ("s-", "o-", "^-", "x:"), strict=True):
         torch.manual_seed(0)
-        model = Reader(corpus.VOCABULARY, **parts)
-        train.fit(model, batches, train.Settings(steps=10 if fast else 300, lr=3e-3, device="cpu"), quiet=True)
+        model = Reader(vocabulary, **parts)
+        train.fit(model, some, train.Settings(steps=10 if fast else 300, lr=3e-3, device="cpu"), quiet=True)
         ax.plot(lengths, [guess(model, n) for n in lengths], style, label=name)
         if name == "RoPE":
             roped = model
     ax.axvline(48, color="grey", linewidth=1)
-    ax.set(xscale="log", xlabel="tokens to read", ylabel="loss (nats a token)", title="Trained on 48 tokens")
+    ax.set(
+        xscale="log", xlabel="characters to read", ylabel="loss (nats a character)", title="Trained on 48 characters"
+    )
     ax.set_xticks(lengths, lengths)
+    ax.minorticks_off()
     ax.legend()
     fig.tight_layout()
     plt.show()
@@ -662,8 +672,14 @@ try:
     fig, ax = plt.subplots(figsize=(7, 3.4), facecolor="white")
     for (name, curve), style in zip(losses.items(), ("o-", "s--", "^-"), strict=True):
         ax.plot(lengths, curve, style, label=name)
-    ax.set(xscale="log", xlabel="tokens to read", ylabel="loss (nats a token)", title="The same RoPE model, stretched")
+    ax.set(
+        xscale="log",
+        xlabel="characters to read",
+        ylabel="loss (nats a character)",
+        title="The same RoPE model, stretched",
+    )
     ax.set_xticks(lengths, lengths)
+    ax.minorticks_off()
     ax.legend()
     fig.tight_layout()
     plt.show()
