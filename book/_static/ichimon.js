@@ -103,14 +103,15 @@ if (box && data && still) queryFigure(box, still, JSON.parse(data.textContent));
 
 // A query and a key at their places, turned by `step` radians a place. One slider moves both, the other only the query.
 const turnFigure = (box, still, { title, arrows, step, places, colours, ink, card, score, sliders }) => {
-  const [width, height, scale] = [560, 420, 100];
+  const [width, height, scale] = [560, 420, 92];
   const svg = draw(box, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": still.alt });
   draw(svg, "rect", { width, height, fill: card });
   draw(svg, "text", { x: 14, y: 32, fill: ink, class: "title" }, title);
-  const [x1, y1] = [width / 2, height * 0.52];
+  const [x1, y1] = [width / 2, height * 0.54];
   const shown = Object.entries(arrows).map(([word, [x, y]], i) => ({
     word, length: Math.hypot(x, y), angle: Math.atan2(y, x),
     line: draw(svg, "line", { x1, y1, stroke: colours[i], "stroke-width": 6, "stroke-linecap": "round" }),
+    tip: draw(svg, "circle", { r: 9, fill: colours[i] }),
     label: draw(svg, "text", { fill: ink, stroke: card, "text-anchor": "middle", class: "label" }),
   }));
   const said = draw(svg, "text", { x: 14, y: height - 18, fill: ink, class: "title", "aria-live": "polite" });
@@ -124,17 +125,20 @@ const turnFigure = (box, still, { title, arrows, step, places, colours, ink, car
   });
   const show = () => {
     const [both, alone] = inputs.map((input) => Number(input.value));
-    const [q, k] = shown.map(({ word, length, angle, line, label }, i) => {
+    const [q, k] = shown.map(({ word, length, angle, line, tip, label }, i) => {
       const place = places[i] + both + (i ? 0 : alone);
       const [x, y] = [Math.cos(angle + step * place), Math.sin(angle + step * place)].map((v) => v * length);
-      line.setAttribute("x2", x1 + scale * x);
-      line.setAttribute("y2", y1 - scale * y);
-      label.setAttribute("x", x1 + 1.22 * scale * x);
-      label.setAttribute("y", y1 + 6 - 1.15 * scale * y);
+      const [x2, y2] = [x1 + scale * x, y1 - scale * y];
+      for (const [element, names] of [[line, ["x2", "y2"]], [tip, ["cx", "cy"]]]) {
+        element.setAttribute(names[0], x2);
+        element.setAttribute(names[1], y2);
+      }
+      label.setAttribute("x", x1 + 1.3 * scale * x);
+      label.setAttribute("y", y1 + 6 - 1.2 * scale * y);
       label.textContent = `${word} · ${place}`;
       return [x, y];
     });
-    said.textContent = `${score} = ${(q[0] * k[0] + q[1] * k[1]).toFixed(2)}`;
+    said.textContent = `${score} = ${(q[0] * k[0] + q[1] * k[1]).toFixed(2).replace("-", "−")}`;
   };
   show();
   box.classList.add("drawn");
