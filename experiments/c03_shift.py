@@ -10,10 +10,10 @@ logits; and the change of the loss. The table of learned positions has rows for 
 used are as they were initialised. Also RoPE with its angles computed in bfloat16, as a careless program does: the same
 model, only read otherwise.
 
-The first claim said that the shift of 4096 costs waves, table and bfloat16 angles "at least 0.05 nats a character each",
-by their 95 % intervals. Its run (seeds 0 to 4) left this open: losses rose by 1.5, 0.09 and 0.4 on average, but over such
-a range of seeds that two intervals reached below 0.05. The claim below asks about the logits instead, as it always did
-for RoPE, and is judged on fresh seeds.
+The first claim said that the shift of 4096 costs waves, table and bfloat16 angles "at least 0.05 nats a character
+each", by their 95 % intervals. Its run (seeds 0 to 4) left this open: losses rose by 1.5, 0.09 and 0.4 on average, but
+over such a range of seeds that two intervals reached below 0.05. The claim below asks about the logits instead, as it
+always did for RoPE, and is judged on fresh seeds.
 """
 
 from collections.abc import Callable, Sequence
@@ -145,9 +145,9 @@ EXPERIMENT = Experiment(
     name="c03_shift",
     claim=(
         "Moving all positions along by up to 4096 changes no logit of a RoPE model by more than 1 % of a standard "
-        "deviation: what is left is rounding. In models with sinusoidal or learned positions, and in the RoPE model with "
-        "its angles in bfloat16, a shift of 256 or more changes some logit by more than half a standard deviation, in "
-        "every seed."
+        "deviation: what is left is rounding. In models with sinusoidal or learned positions, and in the RoPE model "
+        "with its angles in bfloat16, a shift of 256 or more changes some logit by more than half a standard deviation, "
+        "in every seed."
     ),
     run=run,
     verdict=verdict,
