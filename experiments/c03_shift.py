@@ -146,8 +146,8 @@ EXPERIMENT = Experiment(
     claim=(
         "Moving all positions along by up to 4096 changes no logit of a RoPE model by more than 1 % of a standard "
         "deviation: what is left is rounding. In models with sinusoidal or learned positions, and in the RoPE model "
-        "with its angles in bfloat16, a shift of 256 or more changes some logit by more than half a standard deviation, "
-        "in every seed."
+        "with its angles in bfloat16, a shift of 256 or more changes some logit by more than half a standard "
+        "deviation, in every seed."
     ),
     run=run,
     verdict=verdict,
