@@ -158,7 +158,7 @@ EXPERIMENT = Experiment(
         "learning_rate": 4e-3,
         "n_texts": 64,
     },
-    reduced={"steps": 25, "n_texts": 16},
+    reduced={"shifts": [256, 4096], "steps": 21, "n_texts": 8},
     seeds=(5, 6, 7, 8, 9),
 )
 
