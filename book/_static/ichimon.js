@@ -1,4 +1,5 @@
-// Two things: a page prepares for paper, and the query of chapter 02 can be dragged. Pages work without this file.
+// A page prepares for paper; the query of chapter 02 can be dragged, and chapter 03's query and key can be turned. Pages
+// work without this file.
 "use strict";
 
 // Paper is light, and shows what was folded.
@@ -99,3 +100,51 @@ const box = document.querySelector(".query-figure");
 const data = document.getElementById("query-data");
 const still = document.querySelector("img.query-static");
 if (box && data && still) queryFigure(box, still, JSON.parse(data.textContent));
+
+// A query and a key at their places, turned by `step` radians a place. One slider moves both, the other only the query.
+const turnFigure = (box, still, { title, arrows, step, places, colours, ink, card, score, sliders }) => {
+  const [width, height, scale] = [560, 420, 92];
+  const svg = draw(box, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": still.alt });
+  draw(svg, "rect", { width, height, fill: card });
+  draw(svg, "text", { x: 14, y: 32, fill: ink, class: "title" }, title);
+  const [x1, y1] = [width / 2, height * 0.54];
+  const shown = Object.entries(arrows).map(([word, [x, y]], i) => ({
+    word, length: Math.hypot(x, y), angle: Math.atan2(y, x),
+    line: draw(svg, "line", { x1, y1, stroke: colours[i], "stroke-width": 6, "stroke-linecap": "round" }),
+    tip: draw(svg, "circle", { r: 9, fill: colours[i] }),
+    label: draw(svg, "text", { fill: ink, stroke: card, "text-anchor": "middle", class: "label" }),
+  }));
+  const said = draw(svg, "text", { x: 14, y: height - 18, fill: ink, class: "title", "aria-live": "polite" });
+  const inputs = sliders.map((text, i) => {
+    const label = box.appendChild(document.createElement("label"));
+    const input = document.createElement("input");
+    Object.assign(input, { type: "range", min: 0, max: i ? 20 : 30, value: 0 });
+    label.append(text, " ", input);
+    input.addEventListener("input", () => show());
+    return input;
+  });
+  const show = () => {
+    const [both, alone] = inputs.map((input) => Number(input.value));
+    const [q, k] = shown.map(({ word, length, angle, line, tip, label }, i) => {
+      const place = places[i] + both + (i ? 0 : alone);
+      const [x, y] = [Math.cos(angle + step * place), Math.sin(angle + step * place)].map((v) => v * length);
+      const [x2, y2] = [x1 + scale * x, y1 - scale * y];
+      for (const [element, names] of [[line, ["x2", "y2"]], [tip, ["cx", "cy"]]]) {
+        element.setAttribute(names[0], x2);
+        element.setAttribute(names[1], y2);
+      }
+      label.setAttribute("x", x1 + 1.3 * scale * x);
+      label.setAttribute("y", y1 + 6 - 1.2 * scale * y);
+      label.textContent = `${word} · ${place}`;
+      return [x, y];
+    });
+    said.textContent = `${score} = ${(q[0] * k[0] + q[1] * k[1]).toFixed(2).replace("-", "−")}`;
+  };
+  show();
+  box.classList.add("drawn");
+  still.classList.add("replaced");
+};
+
+const turnBox = document.querySelector(".turn-figure");
+const turnData = document.getElementById("turn-data");
+if (turnBox && turnData && still) turnFigure(turnBox, still, JSON.parse(turnData.textContent));
