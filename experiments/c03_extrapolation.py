@@ -16,8 +16,8 @@ The learning rate of each is chosen by the validation loss at 48 characters, on 
 What is reported is the loss on test texts, in nats a character. `added` is the loss with more text less the loss with
 48 characters, seed by seed.
 
-A pilot with a vocabulary of 1024 sub-words showed the same order, but differences of hundredths: in the 300 steps that
-fit, those models had hardly begun to use positions. The sizes and the numbers of the claim come from one pilot seed.
+A pilot of RoPE with a vocabulary of 1024 sub-words showed differences of hundredths: in the 300 steps that fit, the
+model had hardly begun to use positions. The sizes and the numbers of the claim come from one pilot seed.
 """
 
 from collections.abc import Callable, Sequence
