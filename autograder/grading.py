@@ -573,7 +573,7 @@ def grade_one(path: Path, student: str, assignment: str, results: Path | None = 
     found = Found(student, assignment, path)
     with Results(results) as stored:
         reports, ungraded = grade_class([found], stored, assignment=assignment)
-    if ungraded:
-        kind = NotebookError if ungraded[0].unreadable else JailError
-        raise kind(ungraded[0].reason)
-    return reports[0]
+        if ungraded:
+            kind = NotebookError if ungraded[0].unreadable else JailError
+            raise kind(ungraded[0].reason)
+        return reports[0]  # read here: reports are read when they are asked for
