@@ -792,7 +792,7 @@ def test_the_probabilities_have_the_dtype_of_the_logits(student: Student) -> Non
             if "top_k" not in knobs and knobs:
                 continue
             wide = logits.double() / knobs.get("temperature", 1.0)
-            wide[wide < wide.topk(knobs.get("top_k", 6)).values[:, -1:]] = -math.inf
+            wide[wide < wide.topk(int(knobs.get("top_k", 6))).values[:, -1:]] = -math.inf
             assert_close(
                 p, wide.softmax(-1).to(dtype), atol=atol, claim=said(knobs), name=f"the {str(dtype)[6:]} result"
             )
