@@ -16,6 +16,7 @@ import math
 import random
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,35 @@ def losses(train: np.ndarray, test: np.ndarray, sizes: np.ndarray) -> dict[str, 
     return found
 
 
+def next_tokens(train: np.ndarray, context: Sequence[int], vocabulary: int) -> np.ndarray:
+    """p of every token after a context, by the trigram model, [vocabulary]."""
+    models = [Counts(train, order, vocabulary) for order in range(1, len(ORDERS) + 1)]
+    found = []
+    for token in range(vocabulary):
+        ids = np.array([*context[-2:], token])
+        p = np.full(len(ids), 1 / vocabulary)
+        for model in models:
+            p = model.interpolate(ids, p)
+        found.append(p[-1])
+    return np.array(found)
+
+
+def example(texts: list[str], config: Config) -> dict[str, Any]:
+    """What the page shows: a sentence cut by growing vocabularies, the first merges, and one prediction."""
+    sizes = config["vocabularies"]
+    bpe = Bpe.trained(texts, sizes[-1])
+    named = [entry.decode(errors="replace") for entry in bpe.entries]
+    shown = bpe.first(config["shown"])
+    ids = np.array([i for text in texts for i in shown.encode(text)], dtype=np.int64)
+    p = next_tokens(ids, shown.encode(config["context"]), len(shown.entries))
+    return {
+        "cut": {str(size): [named[i] for i in bpe.first(size).encode(config["sentence"])] for size in sizes},
+        "first": named[256:276],
+        "longest": sorted(named[256:], key=lambda name: (-len(name), name))[:8],
+        "next": [{"token": named[i], "p": float(p[i])} for i in np.argsort(-p, kind="stable")[:9]],
+    }
+
+
 def half(split: corpus.Split, seed: int, limit: int) -> list[str]:
     """A random half of the texts of a split, at most `limit` bytes of them."""
     texts = [text.text for text in corpus.texts(corpus.PROSE, split)]
@@ -89,11 +119,10 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
     bytes_per_token: list[list[float]] = [[] for _ in vocabularies]
     for seed in seeds:
         train, test = (half(split, seed, config["bytes"]) for split in ("train", "test"))
+        largest = Bpe.trained(train, vocabularies[-1])
         for i, vocabulary in enumerate(vocabularies):
-            bpe = Bpe(train, vocabulary)
-            sizes = np.ones(bpe.size, dtype=np.int64)
-            for new, (left, right) in enumerate(bpe.merges(), start=256):
-                sizes[new] = sizes[left] + sizes[right]
+            bpe = largest.first(vocabulary)
+            sizes = np.array([len(entry) for entry in bpe.entries])
             known, new_text = (
                 np.array([i for text in texts for i in bpe.encode(text)], dtype=np.int64) for texts in (train, test)
             )
@@ -103,6 +132,7 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
                 bits[name][i].append(a_byte)
     return {
         "vocabularies": vocabularies,
+        "example": example(half("train", seeds[0], config["bytes"]), config),
         "bytes_per_token": [estimate(values) for values in bytes_per_token],
         "nats_per_token": {name: [estimate(values) for values in rows] for name, rows in nats.items()},
         "bits_per_byte": {name: [estimate(values) for values in rows] for name, rows in bits.items()},
@@ -134,7 +164,13 @@ EXPERIMENT = Experiment(
     ),
     run=run,
     verdict=verdict,
-    config={"vocabularies": [256, 512, 1024, 2048, 4096, 8192], "bytes": 1_500_000},
+    config={
+        "vocabularies": [256, 512, 1024, 2048, 4096, 8192],
+        "bytes": 1_500_000,
+        "sentence": "The interpreter looks up the name of an object.",
+        "shown": 1024,
+        "context": "This is the value of the",
+    },
     reduced={"vocabularies": [256, 1024], "bytes": 100_000},
 )
 

@@ -48,20 +48,33 @@ def _pieces(text: str) -> list[str]:
 
 
 class Bpe:
-    """Byte-level BPE with `vocabulary` entries, by the rules of the notebook."""
+    """Byte-level BPE by the rules of the notebook, given by its merges."""
 
-    def __init__(self, texts: Iterable[str], vocabulary: int) -> None:
+    def __init__(self, merges: Sequence[tuple[int, int]]) -> None:
+        from tokenizers import Tokenizer, models
+
+        self.merges = merges
+        self.entries = [bytes([byte]) for byte in range(256)]
+        for left, right in merges:
+            self.entries.append(self.entries[left] + self.entries[right])
+        names = ["".join(BYTES[byte] for byte in entry) for entry in self.entries]
+        pairs = [(names[left], names[right]) for left, right in merges]
+        self._bpe = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, pairs))
+        self._known: dict[str, list[int]] = {}
+
+    @classmethod
+    def trained(cls, texts: Iterable[str], vocabulary: int) -> "Bpe":
         from tokenizers import Tokenizer, models, trainers
 
-        self._bpe = Tokenizer(models.BPE())
+        bpe = Tokenizer(models.BPE())
         trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=BYTES, show_progress=False)
-        self._bpe.train_from_iterator((_shown(piece) for text in texts for piece in _pieces(text)), trainer)
-        self._known: dict[str, list[int]] = {}
-        self.size: int = self._bpe.get_vocab_size()  # fewer than asked for, if the texts hold no more pairs
+        bpe.train_from_iterator((_shown(piece) for text in texts for piece in _pieces(text)), trainer)
+        model = json.loads(bpe.to_str())["model"]
+        return cls([(model["vocab"][left], model["vocab"][right]) for left, right in model["merges"]])
 
-    def merges(self) -> list[tuple[int, int]]:
-        model = json.loads(self._bpe.to_str())["model"]
-        return [(model["vocab"][left], model["vocab"][right]) for left, right in model["merges"]]
+    def first(self, vocabulary: int) -> "Bpe":
+        """The tokeniser that training would have given with a smaller vocabulary: more merges only add to the list."""
+        return Bpe(self.merges[: vocabulary - 256])
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -121,7 +134,8 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
     random.Random(0).shuffle(prose)
     while bytes_in(prose) > config["prose_bytes"]:
         prose.pop()
-    english = {size: Bpe(prose, size) for size in sizes}
+    english = Bpe.trained(prose, sizes[-1])
+    by_size = {size: english.first(size) for size in sizes}
 
     own: dict[str, list[list[float]]] = {kind: [[] for _ in sizes] for kind in (*LANGUAGES, "code")}
     by_english: dict[str, list[list[float]]] = {language: [[] for _ in sizes] for language in LANGUAGES}
@@ -142,20 +156,19 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
         train["code"], test["code"] = code(amount, "train", seed), code(amount // 4, "test", seed)
         for language in LANGUAGES:
             n_bytes[language].append(bytes_in(test[language]))
+        own_bpe = {kind: Bpe.trained(train[kind], sizes[-1]) for kind in own}
+        shared_bpe = Bpe.trained((text for language in LANGUAGES for text in train[language]), sizes[-1])
         for i, size in enumerate(sizes):
-            shared = Bpe((text for language in LANGUAGES for text in train[language]), size)
-            of_own = {}
+            n_tokens = {kind: tokens_in(bpe.first(size), test[kind]) for kind, bpe in own_bpe.items()}
             for kind, rows in own.items():
-                bpe = Bpe(train[kind], size)
-                of_own[kind] = tokens_in(bpe, test[kind])
-                rows[i].append(bytes_in(test[kind]) / of_own[kind])
-            for language in LANGUAGES:
-                by_english[language][i].append(bytes_in(test[language]) / tokens_in(english[size], test[language]))
+                rows[i].append(bytes_in(test[kind]) / n_tokens[kind])
+            for language, rows in by_english.items():
+                rows[i].append(bytes_in(test[language]) / tokens_in(by_size[size], test[language]))
             for language in CATALOGUES:
                 texts, originals = test[language], test["english"]
                 premium["bytes"][language][i].append(bytes_in(texts) / bytes_in(originals))
-                premium["own"][language][i].append(of_own[language] / of_own["english"])
-                for name, bpe in (("english", english[size]), ("shared", shared)):
+                premium["own"][language][i].append(n_tokens[language] / n_tokens["english"])
+                for name, bpe in (("english", by_size[size]), ("shared", shared_bpe.first(size))):
                     premium[name][language][i].append(tokens_in(bpe, texts) / tokens_in(bpe, originals))
     return {
         "messages": len(everything),
@@ -170,7 +183,7 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
             tokeniser: {language: [estimate(values) for values in rows] for language, rows in by_language.items()}
             for tokeniser, by_language in premium.items()
         },
-        "example": _example(english[sizes[-1]], everything),
+        "example": _example(english, everything),
     }
 
 
