@@ -348,7 +348,9 @@ result = next_token_loss(torch.zeros(2, 3, 4), ids, 6)
 assert isinstance(result, tuple), f"next_token_loss should return a tuple, not {type(result).__name__}."
 assert len(result) == 2, f"next_token_loss should return two numbers, nats a token and bits a byte, not {len(result)}."
 nats, bits = result
-assert nats.shape == bits.shape == (), "Both results should be tensors without dimensions: one number each."
+assert all(isinstance(value, torch.Tensor) and value.shape == () for value in (nats, bits)), (
+    "Both results should be tensors without dimensions: one number each, through which gradients can flow."
+)
 assert math.isclose(nats.item(), math.log(4), rel_tol=1e-4), (
     f"Four tokens that are all equally likely cost ln 4 nats each, {math.log(4):.3f}, not {nats.item():.3f}."
 )

@@ -518,9 +518,9 @@ def decode(ids, merges):
     return b"".join(vocabulary[i] for i in ids).decode(errors="ignore")
 
 
-# %% decode: an error for a cut character
+# %% decode: nothing at all for a cut character
 # caught by: test_what_is_no_utf_8_becomes_the_replacement_character
-# says: A cut character raises an error: decode bytes with errors="replace".
+# says: Where anything is no valid UTF-8, all of the text is lost: only what is invalid should be replaced.
 def decode(ids, merges):
     vocabulary = [bytes([byte]) for byte in range(256)]
     for left, right in merges:
@@ -708,7 +708,7 @@ def next_token_loss(logits, ids, n_bytes):
 
 
 # %% next_token_loss: always float32
-# caught by: test_the_losses_have_the_dtype_of_the_logits
+# caught by: test_the_losses_are_tensors_of_the_dtype_of_the_logits
 # says: The results are float32 whatever the logits are: cast them back.
 def next_token_loss(logits, ids, n_bytes):
     targets = ids[:, 1:].flatten()
@@ -1094,3 +1094,39 @@ def next_token_distribution(logits, temperature=1.0, top_k=None, top_p=None):
         p = p * (before <= top_p)
         p = p / p.sum(-1, keepdim=True)
     return torch.zeros_like(p).scatter(-1, order, p)
+
+
+# %% train_bpe: lists instead of tuples
+# caught by: test_a_merge_is_a_tuple_of_two_integers
+# says: The merges are lists of two ids; they should be tuples, which a dictionary can hold as keys.
+def train_bpe(text, n_merges):
+    words = Counter(tuple(piece.encode()) for piece in pieces(text))
+    merges = []
+    while len(merges) < n_merges:
+        counts = Counter()
+        for word, times in words.items():
+            for pair in pairwise(word):
+                counts[pair] += times
+        if not counts:
+            break
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        after = Counter()
+        for word, times in words.items():
+            ids, i = [], 0
+            while i < len(word):
+                found = word[i : i + 2] == best
+                ids.append(256 + len(merges) if found else word[i])
+                i += 2 if found else 1
+            after[tuple(ids)] += times
+        words = after
+        merges.append(list(best))
+    return merges
+
+
+# %% next_token_loss: plain numbers
+# caught by: test_the_losses_are_tensors_of_the_dtype_of_the_logits, test_gradients_reach_the_logits
+# says: The results are plain numbers; they should be tensors, through which gradients flow.
+def next_token_loss(logits, ids, n_bytes):
+    targets = ids[:, 1:].flatten()
+    nats = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets, ignore_index=PAD)
+    return nats.item(), nats.item() * int((targets != PAD).sum()) / math.log(2) / n_bytes
