@@ -87,6 +87,8 @@ def pieces(text: str) -> list[str]:
 # - A pair that occurs only once may be chosen too. When no pair is left at all, the list ends early.
 # - `n_merges` is at least 0. A few thousand bytes and sixty merges should take well under a second.
 # - The trap: `len("é")` is 1, but UTF-8 writes `é` as two bytes.
+#
+# The libraries tokenizers and transformers cannot be imported while your work is marked: what they do is the exercise.
 
 
 # %% exercise="train_bpe"
