@@ -183,12 +183,6 @@ def test_what_the_exercise_is_about_cannot_be_called_except_by_stand_ins(make: M
     assert_close(student.f(torch.ones(1)), torch.nn.functional.silu(torch.ones(1)))
 
 
-def test_a_whole_library_may_be_reserved(make: Make) -> None:
-    student = make("def f():\n    from tokenizers.models import BPE\n    return 1", reserved=("tokenizers",))
-    with pytest.raises(ImportError, match="tokenizers does what this exercise asks you to build"):
-        student.f()
-
-
 def test_patching_the_library_changes_nothing_on_this_side(make: Make) -> None:
     student = make(
         "torch.allclose = torch.equal = lambda *a, **k: True\n"

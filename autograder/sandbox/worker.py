@@ -250,28 +250,8 @@ def refuse(obj: Any) -> Any:
     raise TypeError(f"a {type(obj).__name__} is no plain data")
 
 
-class Withheld:
-    """Keeps libraries from being imported: those of which it has an attribute that is true."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        library = name.partition(".")[0]
-        if vars(self).get(library):
-            raise ImportError(f"{library} does what this exercise asks you to build, so it cannot be imported here")
-
-
-WITHHELD = Withheld()
-
-
 def reserve(dotted: str) -> tuple[Any, str, Any, Any]:
-    """Replace a library function by one that says that building it is the exercise.
-
-    A name without a dot is a whole library, one that the worker has not imported itself.
-    """
-    if "." not in dotted:
-        if WITHHELD not in sys.meta_path:
-            sys.meta_path.insert(0, WITHHELD)
-        setattr(WITHHELD, dotted, True)
-        return WITHHELD, dotted, False, True
+    """Replace a library function by one that says that building it is the exercise."""
     path, name = dotted.rsplit(".", 1)
     owner = functools.reduce(getattr, path.split(".")[1:], sys.modules[path.split(".")[0]])
 
