@@ -22,11 +22,11 @@ from ichimon.notebook import load
 
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0},
-    "temperature_0.5": {"temperature": 0.5},
-    "temperature_0.8": {"temperature": 0.8},
+    "temperature_05": {"temperature": 0.5},
+    "temperature_08": {"temperature": 0.8},
     "temperature_1": {},
     "top_k_20": {"top_k": 20},
-    "top_p_0.9": {"top_p": 0.9},
+    "top_p_09": {"top_p": 0.9},
 }
 
 
@@ -102,7 +102,7 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
             samples["people"] = bpe.decode(rest[0].tolist(), skip_special_tokens=False)
     return {
         "repeated": {way: estimate(values) for way, values in shares.items()},
-        "greedy_minus_temperature_0.8": paired(shares["greedy"], shares["temperature_0.8"]),
+        "greedy_minus_temperature_08": paired(shares["greedy"], shares["temperature_08"]),
         "validation_loss": estimate(losses),
         "learning_rate": best,
         "trials": trials,
@@ -112,10 +112,10 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
 
 def verdict(found: Results) -> Verdict:
     share = {way: value["mean"] for way, value in found["repeated"].items()}
-    falling = share["greedy"] > share["temperature_0.5"] > share["temperature_0.8"] > share["temperature_1"]
-    if falling and found["repeated"]["greedy"]["low"] > 0.5 and share["greedy"] > 3 * share["temperature_0.8"]:
+    falling = share["greedy"] > share["temperature_05"] > share["temperature_08"] > share["temperature_1"]
+    if falling and found["repeated"]["greedy"]["low"] > 0.5 and share["greedy"] > 3 * share["temperature_08"]:
         return "strong"
-    return "weak" if share["greedy"] > share["temperature_0.8"] and share["greedy"] > share["people"] else "null"
+    return "weak" if share["greedy"] > share["temperature_08"] and share["greedy"] > share["people"] else "null"
 
 
 EXPERIMENT = Experiment(
