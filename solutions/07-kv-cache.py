@@ -563,6 +563,21 @@ assert read[1:] == [[[5], [9]], [[6], [0]]], (
 )
 print("The visible checks of generate pass.")
 
+# %% stand_in="generate"
+import torch  # noqa: E402
+
+
+class Watching:
+    """A model that counts on, and notes whether gradients are recorded where it is called."""
+
+    def __init__(self):
+        self.recorded = []
+
+    def __call__(self, ids, cache):
+        self.recorded.append(torch.is_grad_enabled())
+        return torch.nn.functional.one_hot((ids + 1) % 11, 11).float()
+
+
 # %% [markdown]
 # ## A model that writes
 #
