@@ -6,8 +6,8 @@ top p (the smallest set of tokens whose probability reaches p: Holtzman et al. 2
 share of four-token sequences that stood before in the same continuation. The same count for the texts as people wrote
 them is the yardstick. The learning rate is the best of those tried on validation data, with a seed of its own.
 
-In a first run (verdict: strong) the best of three learning rates was the largest. This one tries larger ones too, trains
-for longer and keeps more samples; claim and seeds are unchanged.
+In a first run (verdict: strong) the best of three learning rates was the largest. This one tries larger ones too,
+trains for longer and keeps more samples; claim and seeds are unchanged.
 """
 
 from collections.abc import Callable, Sequence
