@@ -201,7 +201,8 @@ try:
     for ax, n in zip(axes, chunks, strict=True):
         end += n
         ax.imshow(F.pad(chunk_mask(n, end).float(), (0, 9 - end), value=0.5), cmap="cividis", vmin=0, vmax=1)
-        ax.set(ylabel=f"chunk of {n}", xticks=[], yticks=[])
+        ax.set_ylabel(f"{n} new", rotation=0, ha="right", va="center")
+        ax.set(xticks=[], yticks=[])
     axes[-1].set(xlabel="key (grey: not there yet)")
     fig.suptitle("A chunk sees all of the past, and itself causally")
     plt.show()
@@ -584,7 +585,7 @@ class Watching:
 # Here are your parts at work: a small decoder whose attention is yours, trained for a moment on the documentation that
 # every Python carries. Its positions come from `cache.length`: a chunk of one token after 40 is at position 40, not 0.
 #
-# Before you run it: how many times as fast is it with the cache, at the end of a text of 200 tokens?
+# Before you run it: how many times as fast is it with the cache, at the end of a text of 240 tokens?
 
 
 # %% see="generate"
