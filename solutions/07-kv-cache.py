@@ -636,7 +636,8 @@ try:
         "top 20": lambda logits: sample(logits, torch.rand(len(logits)), top_k=20),
     }.items():
         ids = generate(writer, prompt, 60, KVCache(), choose=choose, end=0)
-        print(f"— {name}\n{bpe.decode(ids[0].tolist())}\n")
+        written = bpe.decode(ids[0].tolist()).replace("\n", "⏎")  # a line break is a token like any other
+        print(f"— {name}\n{written}\n")
     model = writer
 except NotImplementedError:
     print("Finish all six parts first, then run this cell again.")
