@@ -39,8 +39,8 @@
 #   dimension is `d_model`. The dots stand for any number of dimensions before it, also none.
 # - **What comes in goes out**: the result has the dtype of the input (float32, float64 or bfloat16), and an input is
 #   never changed in place.
-# - **Reserved.** `F.gelu`, `F.silu`, `nn.GELU` and `nn.SiLU` raise an error while your work is marked, everywhere in the
-#   notebook: building them is the exercise. Where a later part needs them, call your own by name.
+# - **Reserved.** `F.gelu`, `F.silu`, `nn.GELU` and `nn.SiLU` raise an error while your work is marked, everywhere in
+#   the notebook: building them is the exercise. Where a later part needs them, call your own by name.
 
 # %% role="set-up"
 import math
@@ -65,7 +65,8 @@ from torch import Tensor, nn
 #
 # When GELU was new, `erf` was slow, so its authors gave an approximation, and GPT-2 was trained with it:
 #
-# $$\mathrm{gelu}_{\tanh}(x) = \tfrac{1}{2}\,x \left(1 + \tanh\!\left(\sqrt{2/\pi}\,\left(x + 0.044715\,x^3\right)\right)\right)$$
+# $$\mathrm{gelu}_{\tanh}(x) = \tfrac{1}{2}\,x
+# \left(1 + \tanh\!\left(\sqrt{2/\pi}\,\left(x + 0.044715\,x^3\right)\right)\right)$$
 #
 # `gelu(x, approximate="none")` returns the first for `"none"` and the second for `"tanh"`.
 #
@@ -148,7 +149,8 @@ except NotImplementedError:
 #
 # - `x` has any shape; the result has the same. Gradients flow through it.
 # - Every `x` from $-10^4$ to $10^4$ gives a finite result and a finite gradient.
-# - The trap: $e^{10000}$ is infinite in a computer. A formula may come out right all the same, and its *gradient* be NaN.
+# - The trap: $e^{10000}$ is infinite in a computer. A formula may come out right all the same, and its *gradient* be
+#   NaN.
 
 
 # %% exercise="silu"
@@ -227,9 +229,10 @@ except NotImplementedError:
 
 # %% exercise="MLP"
 class MLP(nn.Module):
-    """GPT-2's feed-forward layer: up, tanh-GELU, down, with biases.
+    """GPT-2's feed-forward layer: up, the tanh form of gelu, down, with biases.
 
-    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.3, with the activation of Radford et al. 2018, section 4.1.
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.3;
+    the activation is that of Radford et al. 2018, section 4.1.
     """
 
     def __init__(self, d_model: int, d_hidden: int | None = None) -> None:
@@ -500,7 +503,7 @@ try:
     ):
         model, right = memorise(layer, table, steps)
         ax.plot(range(0, steps + 1, 10), right, style, color=color, label=label)
-    ax.set(xlabel="training step", ylabel="share of the table", ylim=(0, 1.03), title="The feed-forward layer remembers")
+    ax.set(xlabel="training step", ylabel="share of the table", ylim=(0, 1.03), title="Feed-forward layers remember")
     ax.legend(loc="center right")
     fig.tight_layout()
     plt.show()

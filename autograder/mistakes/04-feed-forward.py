@@ -366,6 +366,29 @@ class MLP(nn.Module):
         return self.down(torch.relu(self.up(x)))
 
 
+# %% MLP: the weights lie the other way round
+# caught by: test_the_mlp_has_two_weights_and_two_biases, test_without_d_hidden_it_is_four_times_as_wide
+# says: The weights are stored as (in, out), as GPT-2's own files have them; nn.Linear stores (out, in).
+class Conv1D(nn.Module):
+    def __init__(self, d_in, d_out):
+        super().__init__()
+        self.weight = nn.Parameter(0.02 * torch.randn(d_in, d_out))
+        self.bias = nn.Parameter(torch.zeros(d_out))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+class MLP(nn.Module):
+    def __init__(self, d_model, d_hidden=None):
+        super().__init__()
+        self.up = Conv1D(d_model, d_hidden or 4 * d_model)
+        self.down = Conv1D(d_hidden or 4 * d_model, d_model)
+
+    def forward(self, x):
+        return self.down(gelu(self.up(x), approximate="tanh"))
+
+
 # %% MLP: no activation
 # caught by: test_the_mlp_widens_bends_and_narrows, test_the_activation_is_the_tanh_form
 # says: There is no activation: the two matrices make one, and nothing is bent.
@@ -779,3 +802,33 @@ class SwiGLU(nn.Module):
 
     def forward(self, x):
         return x + self.down(silu(self.gate(x)) * self.up(x))
+
+
+# %% SwiGLU: ReLU as gate
+# caught by: test_the_layer_is_llamas, test_the_activation_bends_the_gate
+# says: The gate is ReLU, which makes ReGLU; SwiGLU's is silu.
+class SwiGLU(nn.Module):
+    def __init__(self, d_model, d_hidden=None):
+        super().__init__()
+        d_hidden = swiglu_hidden(d_model) if d_hidden is None else d_hidden
+        self.gate = nn.Linear(d_model, d_hidden, bias=False)
+        self.up = nn.Linear(d_model, d_hidden, bias=False)
+        self.down = nn.Linear(d_hidden, d_model, bias=False)
+
+    def forward(self, x):
+        return self.down(torch.relu(self.gate(x)) * self.up(x))
+
+
+# %% SwiGLU: the names of LLaMA's first code
+# caught by: test_the_layer_has_three_weights_and_no_bias
+# says: The matrices are called w1, w2 and w3, as in Meta's own files; the prompt asks for gate, down and up.
+class SwiGLU(nn.Module):
+    def __init__(self, d_model, d_hidden=None):
+        super().__init__()
+        d_hidden = swiglu_hidden(d_model) if d_hidden is None else d_hidden
+        self.w1 = nn.Linear(d_model, d_hidden, bias=False)
+        self.w2 = nn.Linear(d_hidden, d_model, bias=False)
+        self.w3 = nn.Linear(d_model, d_hidden, bias=False)
+
+    def forward(self, x):
+        return self.w2(silu(self.w1(x)) * self.w3(x))

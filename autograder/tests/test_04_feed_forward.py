@@ -1,8 +1,9 @@
-"""Hidden tests of chapter 04. Expected values come from PyTorch, exact fractions and published widths; laws from theory.
+"""Hidden tests of chapter 04. Expected values come from PyTorch, fractions and published widths, laws from theory.
 
-What a layer gives is compared with PyTorch's formula in functional form, which transformers' LlamaMLP and GPT2MLP equal.
+A layer is compared with its formula in PyTorch's functions, to which transformers' GPT2MLP and LlamaMLP are equal.
 """
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -230,9 +231,19 @@ def has_exactly(student: Student, kind: str, d_model: int, d_hidden: int, shapes
         assert value.isfinite().all(), f"{name} is not finite in a new layer: was it never initialised?"
 
 
+def is_as_wide(student: Student, kind: str, d_model: int, d_hidden: int, *names: str) -> None:
+    """A layer that was given no width has these rows, and down has as many columns."""
+    _, state = created(student, kind, d_model)
+    assert {*names, "down.weight"} <= set(state), f"The state dict of {kind}({d_model}) holds {sorted(state)}."
+    for name in names:
+        tensor(state[name], shape=(d_hidden, d_model), name=f"{name} of {kind}({d_model})")
+    tensor(state["down.weight"], shape=(d_model, d_hidden), name=f"down.weight of {kind}({d_model})")
+
+
 def is_position_wise(layer: Remote, x: Tensor) -> None:
     """A change at one position is noticed there and nowhere else, and shuffled positions give shuffled outputs."""
     before = tensor(layer(x), shape=x.shape).detach()
+    assert not torch.allclose(before, x), "The layer gives x back as it was."
     for j in (0, 3, x.shape[1] - 1):
         changed = x.clone()
         changed[:, j] += 2
@@ -299,9 +310,7 @@ def test_the_mlp_has_two_weights_and_two_biases(student: Student) -> None:
 def test_without_d_hidden_it_is_four_times_as_wide(student: Student) -> None:
     """MLP(d_model) is 4·d_model wide inside."""
     for d_model in (5, 12):
-        _, state = created(student, "MLP", d_model)
-        tensor(state.get("up.weight"), shape=(4 * d_model, d_model), name=f"up.weight of MLP({d_model})")
-        tensor(state.get("down.weight"), shape=(d_model, 4 * d_model), name=f"down.weight of MLP({d_model})")
+        is_as_wide(student, "MLP", d_model, 4 * d_model, "up.weight")
 
 
 @pytest.mark.exercise("MLP", weight=3)
@@ -378,7 +387,8 @@ def width(student: Student, d_model: int, multiple_of: int | None = None) -> int
     if isinstance(found, Tensor) and found.numel() == 1:
         found = found.item()
     call = f"swiglu_hidden({d_model}{'' if multiple_of is None else f', {multiple_of}'})"
-    assert isinstance(found, int | float) and found == found, f"{call} should be a number."
+    assert isinstance(found, int | float), f"{call} should be a number."
+    assert math.isfinite(found), f"{call} is {found}."
     assert found == int(found), f"{call} is {found}, which is no whole number."
     return int(found)
 
@@ -397,8 +407,8 @@ def test_it_is_two_thirds_of_four_times_d_model(student: Student) -> None:
         found = width(student, d_model, multiple_of)
         gated, plain = 3 * d_model * found, 2 * d_model * 4 * d_model
         assert gated == plain, (
-            f"With d_model {d_model} and multiples of {multiple_of} the gated layer has {gated} parameters "
-            f"and the plain one {plain}: they should be equal."
+            f"With d_model {d_model} and multiples of {multiple_of} a gated layer {found} wide has "
+            f"{'more' if gated > plain else 'fewer'} parameters than a plain one: they should have as many."
         )
 
 
@@ -408,8 +418,8 @@ def test_the_fraction_is_dropped_first(student: Student) -> None:
     for d_model, multiple_of in ((2, 5), (4, 1), (100, 1), (7, 9), (34, 10)):
         expected = 8 * d_model // 3
         found = width(student, d_model, multiple_of)
-        assert found >= expected, f"swiglu_hidden({d_model}, {multiple_of}) is {expected - found} too small."
-        assert found <= expected, f"swiglu_hidden({d_model}, {multiple_of}) is {found - expected} too large."
+        assert found >= expected, f"swiglu_hidden({d_model}, {multiple_of}) is {found}, which is too small."
+        assert found <= expected, f"swiglu_hidden({d_model}, {multiple_of}) is {found}, which is too large."
 
 
 @pytest.mark.exercise("swiglu_hidden")
@@ -468,9 +478,7 @@ def test_the_layer_has_three_weights_and_no_bias(student: Student) -> None:
 def test_without_d_hidden_it_is_as_wide_as_swiglu_hidden_says(student: Student) -> None:
     """SwiGLU(d_model) is swiglu_hidden(d_model) wide: 256 for 96, the next multiple for a little more."""
     for d_model, hidden in ((96, 256), (97, 512), (5, 256)):
-        _, state = created(student, "SwiGLU", d_model)
-        for name in ("gate.weight", "up.weight"):
-            tensor(state.get(name), shape=(hidden, d_model), name=f"{name} of SwiGLU({d_model})")
+        is_as_wide(student, "SwiGLU", d_model, hidden, "gate.weight", "up.weight")
 
 
 @pytest.mark.exercise("SwiGLU", weight=3)
