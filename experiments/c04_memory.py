@@ -153,10 +153,11 @@ def verdict(found: Results) -> Verdict:
 EXPERIMENT = Experiment(
     name="c04_memory",
     claim=(
-        "A feed-forward layer holds facts, and its bend lets it, but other parts can too. Of 1,024 random facts a model "
-        "of one attention and one feed-forward layer recalls more at each of the widths 4, 16, 32 and 96, and at least "
-        "95 % at the last. Without the activation it recalls at least 20 points fewer. With the whole layer taken out "
-        "after training, less than 15 % is left. Attention alone, with as many parameters, recalls at least 95 % too."
+        "A feed-forward layer holds facts, and its bend lets it, but other parts can too. Of 1,024 random "
+        "facts a model of one attention and one feed-forward layer recalls more at each of the widths 4, 16, "
+        "32 and 96, and at least 95 % at the last. Without the activation it recalls at least 20 points "
+        "fewer. With the whole layer taken out after training, less than 15 % is left. Attention alone, with "
+        "as many parameters, recalls at least 95 % too."
     ),
     run=run,
     verdict=verdict,

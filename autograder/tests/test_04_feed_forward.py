@@ -256,7 +256,7 @@ def is_position_wise(layer: Remote, x: Tensor) -> None:
 
 
 def learns(student: Student, layer: Remote, x: Tensor, formula: Callable[..., Tensor], weights: Weights) -> None:
-    """The gradients of x and of all weights are those of the formula."""
+    """The gradients of x and of all weights are those of the formula; which GELU it has is a matter of other tests."""
     x, upstream = x.clone().requires_grad_(), normal(*x.shape, seed=9)
     own = {name: value.clone().requires_grad_() for name, value in weights.items()}
     named = {"x": x, **{name.replace(".", "_"): value for name, value in own.items()}}
@@ -265,7 +265,7 @@ def learns(student: Student, layer: Remote, x: Tensor, formula: Callable[..., Te
     for name in ("x", *weights):
         assert found.get(name) is not None, f"No gradient reaches {name}."
         assert_close(
-            found[name], expected[name.replace(".", "_")], atol=1e-3, rtol=1e-3, name=f"the gradient of {name}"
+            found[name], expected[name.replace(".", "_")], atol=1e-2, rtol=1e-2, name=f"the gradient of {name}"
         )
 
 
@@ -396,7 +396,7 @@ def width(student: Student, d_model: int, multiple_of: int | None = None) -> int
 @pytest.mark.exercise("swiglu_hidden", weight=2)
 def test_the_widths_are_those_of_llama(student: Student) -> None:
     """LLaMA's four published widths come out, for a d_model of 4096, 5120, 6656 and 8192."""
-    for d_model, published in ((5120, 13824), (6656, 17920), (8192, 22016), (4096, 11008)):
+    for d_model, published in ((4096, 11008), (5120, 13824), (6656, 17920), (8192, 22016)):
         assert width(student, d_model) == published, f"The width for d_model {d_model} is not that of LLaMA."
 
 
@@ -447,7 +447,7 @@ def test_the_width_is_an_int(student: Student) -> None:
     """The result is a Python int, not a float or a tensor, and multiple_of can be given by name."""
     for d_model in (64, 100):
         found = student.swiglu_hidden(d_model, multiple_of=32)
-        assert type(found) is int, f"swiglu_hidden({d_model}, multiple_of=32) gives a {type(found).__name__}."
+        assert type(found) is int, f"swiglu_hidden({d_model}, multiple_of=32) should be an int."
         assert 0 <= 3 * found - 8 * d_model < 3 * 32, f"swiglu_hidden({d_model}, multiple_of=32) is not the width."
 
 
