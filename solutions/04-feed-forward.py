@@ -338,9 +338,9 @@ print("The visible checks of swiglu_hidden pass.")
 # %% see="swiglu_hidden"
 # The parameters of a gated layer as a share of those of a plain one. When does the rounding matter?
 try:
+    widths = {d_model: swiglu_hidden(d_model) for d_model in (64, 256, 768, 1024, 4096, 8192)}
     print("d_model   plain 4d   gated   parameters, gated : plain")
-    for d_model in (64, 256, 768, 1024, 4096, 8192):
-        width = swiglu_hidden(d_model)
+    for d_model, width in widths.items():
         print(f"{d_model:>7}   {4 * d_model:>8}   {width:>5}   {3 * d_model * width / (2 * d_model * 4 * d_model):.3f}")
 except NotImplementedError:
     print("Finish swiglu_hidden first, then run this cell again.")
@@ -504,7 +504,7 @@ try:
         model, right = memorise(layer, table, steps)
         ax.plot(range(0, steps + 1, 10), right, style, color=color, label=label)
     ax.set(xlabel="training step", ylabel="share of the table", ylim=(0, 1.03), title="Feed-forward layers remember")
-    ax.legend(loc="center right")
+    ax.legend(loc=(0.66, 0.46))
     fig.tight_layout()
     plt.show()
 except NotImplementedError:
@@ -516,7 +516,8 @@ except NotImplementedError:
 # fact about the *pair*. A bend, or a product, can.
 #
 # Where in the layer is a fact? Below, hidden units of the trained SwiGLU are taken out at random, more and more of
-# them. If each fact sat in one unit, half of the units would hold half of the facts.
+# them. Guess the curve first: does nothing happen for a long time, because there are spare copies? Is everything lost
+# at once, because each fact needs all units? Or do facts vanish bit by bit?
 
 # %% see="SwiGLU"
 if model is None:
@@ -536,18 +537,17 @@ else:
             known.append(torch.stack(trials).mean().item())
         down.copy_(whole)
     fig, ax = plt.subplots(figsize=(6, 3), facecolor="white")
-    ax.plot(left, known, "o-", color="#009E73", label="what it still knows")
-    ax.plot((0, 64), (0, 1), ":", color="#6B645C", label="one unit, its own facts")
+    ax.plot(left, known, "o-", color="#009E73")
     ax.set(xlabel="hidden units that are left, of 64", ylabel="share of the table", ylim=(0, 1.03))
-    ax.set_title("Facts are spread over many units")
-    ax.legend()
+    ax.set_title("What it still knows")
     fig.tight_layout()
     plt.show()
 
 # %% [markdown]
 # That a language model keeps what it knows about the world in these layers is what Geva et al. (2021, arXiv 2012.14913)
 # found in trained Transformers: each hidden unit answers to certain patterns in the text, and what it writes favours
-# certain next words. The page of the book measures it on a Transformer of our own.
+# certain next words. The page of the book measures it on a Transformer of our own, and finds that attention could learn
+# such a table too.
 #
 # ## What decides your mark
 #
