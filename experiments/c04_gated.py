@@ -100,7 +100,7 @@ EXPERIMENT = Experiment(
         "tuning_seed": 100,
         "evaluate_batches": 24,
     },
-    reduced={"steps": 40, "warmup": 10, "batch": 8, "learning_rates": [0.012], "evaluate_batches": 2},
+    reduced={"steps": 20, "warmup": 5, "batch": 8, "learning_rates": [0.012], "evaluate_batches": 2},
     seeds=(0, 1, 2, 3, 4),
 )
 

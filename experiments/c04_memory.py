@@ -185,7 +185,7 @@ EXPERIMENT = Experiment(
         "learning_rates": [0.01, 0.02],
         "tuning_seed": 100,
     },
-    reduced={"steps": 80, "subjects": 16, "learning_rates": [0.02]},
+    reduced={"steps": 30, "subjects": 16, "learning_rates": [0.02]},
     seeds=(0, 1, 2),
 )
 
