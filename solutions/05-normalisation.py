@@ -99,8 +99,8 @@ class FeedForward(nn.Module):
 #
 # It takes `x` of shape `(..., d_model)` and returns the same shape and dtype.
 #
-# - $\mu$ and $\sigma^2$ belong to **one position**: they are taken over its `d_model` numbers and over nothing else. The
-#   other positions, and the other texts of the batch, play no part.
+# - $\mu$ and $\sigma^2$ belong to **one position**: they are taken over its `d_model` numbers and over nothing else.
+#   The other positions, and the other texts of the batch, play no part.
 # - $\sigma^2$ is the mean of the squared distances from $\mu$. It is divided by `d_model`, not by `d_model` − 1.
 # - $\varepsilon$ stands inside the root. It matters where the numbers are small, so tests look there. A position whose
 #   numbers are all the same gives `bias`, and its gradients are finite.
@@ -195,11 +195,11 @@ except NotImplementedError:
 # - **Half precision.** bfloat16 keeps about three digits, and float16 ends at 65,504, so that the square of 300 is
 #   infinite in it. Where `x` is one of the two, turn it into float32 first and do everything up to and including the
 #   division in float32.
-# - **Then the order that LLaMA has:** cast the quotient back to the dtype of `x`, and multiply by `weight` after that, in
-#   the dtype of `x`. This rounds twice. Multiplying in float32 and casting last would round once and give slightly
+# - **Then the order that LLaMA has:** cast the quotient back to the dtype of `x`, and multiply by `weight` after that,
+#   in the dtype of `x`. This rounds twice. Multiplying in float32 and casting last would round once and give slightly
 #   different numbers; a model that was trained with one order should be run with the same.
-# - float32 and float64 occur too; float64 may be computed in float32, as LLaMA does, or as it is. Parameters always have
-#   the dtype of `x`.
+# - float32 and float64 occur too; float64 may be computed in float32, as LLaMA does, or as it is. Parameters always
+#   have the dtype of `x`.
 
 
 # %% exercise="RMSNorm"
@@ -270,19 +270,21 @@ except NotImplementedError:
 # A block of a Transformer has two sub-layers, attention and feed-forward. Neither replaces what it was given. Each
 # *adds* to it, and what runs from the first block to the last is called the **residual stream**.
 #
-# Where does the norm go? GPT-2 and nearly all models after it put it before each sub-layer, on the branch: the sub-layer
-# reads a normalised copy, and the stream itself passes untouched.
+# Where does the norm go? GPT-2 and nearly all models after it put it before each sub-layer, on the branch: the
+# sub-layer reads a normalised copy, and the stream itself passes untouched.
 #
 # $$h = x + \mathrm{attention}(\mathrm{norm}_1(x)) \qquad y = h + \mathrm{feed\_forward}(\mathrm{norm}_2(h))$$
 #
 # `PreNormBlock(d_model, attention, feed_forward)` is an `nn.Module` that takes `x` of shape `(batch, n, d_model)` and
 # returns the same shape and dtype.
 #
-# - `attention` and `feed_forward` are callables that take one tensor and return one of the same shape: an `nn.Module`, as
-#   in the set-up cell, or a plain function. Each is called once in a forward pass, with the tensor as its only argument.
+# - `attention` and `feed_forward` are callables that take one tensor and return one of the same shape: an `nn.Module`,
+#   as in the set-up cell, or a plain function. Each is called once in a forward pass, with the tensor as its only
+#   argument.
 # - `norm1` and `norm2` are two `LayerNorm`s of width `d_model`, each with parameters of its own.
-# - The state dict holds `norm1.weight`, `norm1.bias`, `norm2.weight`, `norm2.bias`. Where a sub-layer is an `nn.Module`, it
-#   also holds that one's entries, under `attention.` and `feed_forward.`, and they are trained with the block.
+# - The state dict holds `norm1.weight`, `norm1.bias`, `norm2.weight`, `norm2.bias`. Where a sub-layer is an
+#   `nn.Module`, it also holds that one's entries, under `attention.` and `feed_forward.`, and they are trained with the
+#   block.
 #
 # Call your `LayerNorm` by its name. When this part is marked, PyTorch's stands in for it, so that a mistake above costs
 # nothing here.
@@ -337,7 +339,7 @@ assert torch.allclose(seen[0].square().mean(-1), torch.ones(2, 5), atol=1e-3), (
 print("The visible checks of PreNormBlock pass.")
 
 # %% see="PreNormBlock"
-# Where the stream grows: the size of its numbers after each of 24 untrained blocks. Nothing on the stream holds it back.
+# The size of the stream's numbers after each of 24 untrained blocks. Nothing on the stream holds it back.
 try:
     import matplotlib.pyplot as plt
 
@@ -366,9 +368,9 @@ except NotImplementedError:
 #
 # $$h = \mathrm{norm}_1(x + \mathrm{attention}(x)) \qquad y = \mathrm{norm}_2(h + \mathrm{feed\_forward}(h))$$
 #
-# `PostNormBlock(d_model, attention, feed_forward)` takes the same arguments as `PreNormBlock`, and its state dict has the
-# same names. Only the place of the norms differs: a sub-layer reads the stream as it is, and what leaves the block is
-# normalised.
+# `PostNormBlock(d_model, attention, feed_forward)` takes the same arguments as `PreNormBlock`, and its state dict has
+# the same names. Only the place of the norms differs: a sub-layer reads the stream as it is, and what leaves the block
+# is normalised.
 
 
 # %% exercise="PostNormBlock"
@@ -479,10 +481,9 @@ except NotImplementedError:
 # %% [markdown]
 # ## What norms are for
 #
-# Below, a model of 24 blocks learns a simple language: a sequence of 16 letters, each of which decides, together with
-# the one before it, which letter comes next. One model is made of your `PreNormBlock`s, one of your `PostNormBlock`s, and the
-# third has residual connections but no norms at all. All train for the same number of steps at the same learning rate,
-# without a warm-up.
+# Below, a model of 24 blocks learns a simple language of 16 letters, in which the last two letters nearly always decide
+# the next one. One model is made of your `PreNormBlock`s, one of your `PostNormBlock`s, and the third has residual
+# connections but no norms at all. All train for the same number of steps at the same learning rate, without a warm-up.
 #
 # Before you run it: which of the three learns, and which do not?
 
@@ -572,8 +573,8 @@ except NotImplementedError:
 # ## What decides your mark
 #
 # The checks above are the friendly part. Hidden tests decide: they try other shapes, very small numbers and numbers far
-# from zero, other dtypes, gradients, sub-layers that write down what they were given, and the laws that hold whatever the
-# numbers are. Each exercise is marked by itself, and every test that passes counts.
+# from zero, other dtypes, gradients, sub-layers that write down what they were given, and the laws that hold whatever
+# the numbers are. Each exercise is marked by itself, and every test that passes counts.
 #
 # Before you hand in, run `python -m ichimon check 05-normalisation.ipynb` in a terminal. It runs your cells and the
 # visible checks from top to bottom and says in words what it finds.
