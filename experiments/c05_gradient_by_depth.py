@@ -12,7 +12,7 @@ Judged by: the norm of the gradient of each block's last feed-forward matrix, on
 the size of the residual stream (root mean square of its entries) after each block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,9 @@ class Scale(nn.Module):
         return self.factor * x
 
 
-def xavier(vocabulary: int, n_layers: int, config: Config, *, norm: type[nn.Module], pre_norm: bool) -> Decoder:
+def xavier(
+    vocabulary: int, n_layers: int, config: Config, *, norm: Callable[[int], nn.Module], pre_norm: bool
+) -> Decoder:
     """A decoder as the first Transformers began: Xavier for all matrices, embeddings of size one in the stream."""
     d_model = config["d_model"]
     model = Decoder(
