@@ -447,8 +447,8 @@ class LayerNorm(torch.nn.Module):
 
 
 # %% see="PostNormBlock"
-# How fast does a model forget its input? Two inputs that differ in one position go through 24 untrained blocks. The
-# line says how much of the output is still the input: the cosine between the two, 1 for "the same direction".
+# How much of its input does a model carry to the top, before it is trained? The line shows the cosine between the input
+# and what comes out: 1 means "the same direction", 0 "nothing in common". Try more blocks.
 try:
     import matplotlib.pyplot as plt
 
@@ -469,7 +469,7 @@ try:
         xlabel="blocks",
         ylabel="cosine with the input",
         ylim=(0, 1.03),
-        title="Before training, both still carry the input",
+        title="The free path of pre-norm carries more of it",
     )
     ax.legend()
     fig.tight_layout()
