@@ -142,10 +142,11 @@ out = norm(x)
 assert isinstance(out, torch.Tensor), f"LayerNorm should return a tensor, not {type(out).__name__}."
 assert out.shape == x.shape, f"The result should have the shape of x, {tuple(x.shape)}, not {tuple(out.shape)}."
 assert torch.allclose(out.mean(-1), torch.zeros(1, 2), atol=1e-5), (
-    f"A new layer should give every position the mean 0, not {out.mean(-1).flatten().tolist()}."
+    f"A new layer should give every position the mean 0, not {[round(v, 3) for v in out.mean(-1).flatten().tolist()]}."
 )
 assert torch.allclose(out.square().mean(-1), torch.ones(1, 2), atol=1e-3), (
-    f"A new layer should give every position the variance 1, not {out.square().mean(-1).flatten().tolist()}."
+    "A new layer should give every position the variance 1, "
+    f"not {[round(v, 3) for v in out.square().mean(-1).flatten().tolist()]}."
 )
 with torch.no_grad():
     norm.bias += 5
@@ -235,7 +236,8 @@ out = norm(x)
 assert isinstance(out, torch.Tensor), f"RMSNorm should return a tensor, not {type(out).__name__}."
 assert out.shape == x.shape, f"The result should have the shape of x, {tuple(x.shape)}, not {tuple(out.shape)}."
 assert torch.allclose(out.square().mean(-1), torch.ones(1, 2), atol=1e-3), (
-    f"A new layer should give every position the mean square 1, not {out.square().mean(-1).flatten().tolist()}."
+    "A new layer should give every position the mean square 1, "
+    f"not {[round(v, 3) for v in out.square().mean(-1).flatten().tolist()]}."
 )
 assert torch.allclose(out[0, 0] / x[0, 0], (out[0, 0] / x[0, 0])[0].expand(4)), (
     "All numbers of a position should be divided by the same number, and nothing subtracted from them."

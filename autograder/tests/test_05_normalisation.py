@@ -397,7 +397,7 @@ NORMS = ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias")
 
 
 class Listening:
-    """A sub-layer on this side: it notes what it is given, and whether it was the first to be called."""
+    """A sub-layer on this side: it notes what it is given, and in which order the two were called."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], name: str, order: list[str]) -> None:
         self.function, self.name, self.order = function, name, order
@@ -405,6 +405,7 @@ class Listening:
 
     def __call__(self, *arguments: object) -> Tensor:
         self.order.append(self.name)
+        assert len(arguments) == 1, f"{self.name} is called with {len(arguments)} arguments, and takes one tensor."
         x = tensor(arguments[0], name=f"what {self.name} is given").detach()
         self.inputs.append(x)
         return self.function(x)
