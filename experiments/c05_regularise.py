@@ -12,8 +12,8 @@ the same as the notebook's in a third of the time.
 
 Judged by: the test loss where the training loss crosses `levels`, interpolated between evaluations, paired by seed; the
 training loss is measured without dropout. The learning rate of each variant is that with the lowest validation loss on
-the way, on a seed of its own. Sizes and learning rates come from pilot runs with other seeds; a first full run ended before
-any test loss was seen, because one model did not reach the last level.
+the way, on a seed of its own. Sizes and learning rates come from pilot runs with other seeds; a first full run ended
+before any test loss was seen, because one model did not reach the last level.
 """
 
 from collections.abc import Callable, Sequence
