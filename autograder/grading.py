@@ -68,7 +68,7 @@ def _borrowed(submission: Submission, tests: ModuleType) -> list[str]:
         f"The code of {cell} names {name}, which is what this chapter asks to build: a person should look."
         for cell, _, source in submission.cells
         for name in sorted(names)
-        if re.search(rf"\b{name}\b", re.sub(r"#[^\n]*", "", source))
+        if re.search(rf"(?:[.'\"]|\bimport\b.*)\b{name}\b", re.sub(r"#[^\n]*", "", source))  # not a name of its own
     ]
 
 
