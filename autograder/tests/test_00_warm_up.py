@@ -152,7 +152,8 @@ def test_the_scores_are_left_as_they_were(student: Student) -> None:
     x = normal(3, 4, seed=1)
     x[1] = -INF
     kept = student.put(x)
-    tensor(student.softmax(kept), shape=x.shape)
+    shares = student.softmax(kept)  # roughly right, at least: doing nothing at all is no merit
+    assert_close(shares, torch.softmax(x, -1).nan_to_num(0), atol=0.1, name="the shares")
     assert_close(kept.get(), x, atol=0, rtol=0, claim="after the call", name="x")
 
 
@@ -273,7 +274,8 @@ def test_logits_and_targets_are_left_as_they_were(student: Student) -> None:
     """Both belong to the caller: an operation that ends in _ changes them."""
     logits, targets = normal(4, 3, seed=1), some_targets(4, 3, seed=1)
     kept = student.put(logits), student.put(targets)
-    tensor(student.cross_entropy(*kept), shape=())
+    loss = student.cross_entropy(*kept)  # roughly right, at least: doing nothing at all is no merit
+    assert_close(loss, functional.cross_entropy(logits, targets), atol=0.2, name="the loss")
     assert_close(kept[0].get(), logits, atol=0, rtol=0, claim="after the call", name="logits")
     assert_close(kept[1].get(), targets, claim="after the call", name="targets")
 
@@ -365,7 +367,7 @@ def test_gradients_are_linear_in_what_comes_back(student: Student) -> None:
 @pytest.mark.exercise("linear_backward", weight=0.5)
 def test_gradients_have_the_dtype_of_the_layer(student: Student) -> None:
     """bfloat16 in, bfloat16 out, and float64 as exact as it can be."""
-    inputs = [value.double() for value in layer(2, 3, d_in=4, d_out=5, seed=1)]
+    inputs = [value.double() for value in layer(6, d_in=4, d_out=5, seed=1)]
     expected = autograds(*inputs)
     for name, value in parts(student.linear_backward(*inputs), GRADIENTS).items():
         assert_close(value, expected[name], atol=1e-12, rtol=1e-9, name=f"the float64 {name}")
@@ -380,8 +382,9 @@ def test_what_the_layer_was_given_is_left_as_it_was(student: Student) -> None:
     inputs = dict(zip(("grad_output", "x", "weight"), layer(3, d_in=4, d_out=4, seed=1), strict=True))
     kept = {name: student.put(value) for name, value in inputs.items()}
     found = parts(student.linear_backward(*kept.values()), GRADIENTS)
-    for name, like in (("grad_x", "x"), ("grad_weight", "weight")):
-        tensor(found[name], shape=inputs[like].shape, name=name)
+    tensor(found["grad_bias"], shape=(4,), name="grad_bias")
+    expected = inputs["grad_output"].sum().item()  # doing nothing at all is no merit
+    assert abs(found["grad_bias"].sum().item() - expected) < 0.1, "grad_bias does not add up."
     for name, value in inputs.items():
         assert_close(kept[name].get(), value, atol=0, rtol=0, claim="after the call", name=name)
 
