@@ -37,19 +37,13 @@ def letters(split: corpus.Split) -> Tensor:
 
 def new(rate: float, seed: int, config: Config) -> nn.Sequential:
     torch.manual_seed(seed)
-    inputs = config["context"] * config["channels"]
-    model = nn.Sequential(
-        nn.Embedding(len(LETTERS), config["channels"]),
-        nn.Flatten(),
-        nn.Linear(inputs, config["hidden"]),
-        nn.ReLU(),
-        nn.Dropout(rate),
-        nn.Linear(config["hidden"], len(LETTERS)),
-    )
-    for layer in (model[2], model[5]):
+    embedding = nn.Embedding(len(LETTERS), config["channels"])
+    first = nn.Linear(config["context"] * config["channels"], config["hidden"])
+    last = nn.Linear(config["hidden"], len(LETTERS))
+    for layer in (first, last):
         nn.init.kaiming_normal_(layer.weight)  # √(2/n)
         nn.init.zeros_(layer.bias)
-    return model
+    return nn.Sequential(embedding, nn.Flatten(), first, nn.ReLU(), nn.Dropout(rate), last)
 
 
 def places(regime: str, seed: int, config: Config) -> Iterator[Tensor]:

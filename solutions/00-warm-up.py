@@ -598,6 +598,7 @@ except NotImplementedError:
 
 # %% see="train_step"
 try:
+    import os
     import re
     from pydoc_data.topics import topics
 

@@ -1,6 +1,6 @@
 """Hidden tests of chapter 00. Expected values come from PyTorch, laws from theory; none from the reference."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -392,7 +392,7 @@ def test_what_the_layer_was_given_is_left_as_it_was(student: Student) -> None:
 # -- adamw_step -----------------------------------------------------------------------------------------------------
 
 STATE = ("the parameter", "m", "v")
-USUAL = {"lr": 0.05, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+USUAL: dict[str, Any] = {"lr": 0.05, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 
 
 def stepped(student: Student, state: tuple[Any, ...], gradient: Tensor, step: int, **changes: Any) -> dict[str, Any]:
@@ -553,6 +553,11 @@ def zeros(parameters: Tensors) -> dict[str, Tensor]:
     return {name: torch.zeros_like(value) for name, value in parameters.items()}
 
 
+def start(parameters: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+    """Before the first step: m and v are zeros."""
+    return parameters, zeros(parameters), zeros(parameters)
+
+
 def loss_of(parameters: Tensors, x: Tensor, targets: Tensor) -> Tensor:
     hidden = functional.linear(x, parameters["hidden.weight"], parameters["hidden.bias"]).relu()
     return functional.cross_entropy(
@@ -588,11 +593,9 @@ def batch(n: int, d_in: int, classes: int, *, seed: int) -> tuple[Tensor, Tensor
     return normal(n, d_in, seed=seed), some_targets(n, classes, seed)
 
 
-def trained(
-    student: Student, parameters: Any, m: Any, v: Any, x: Any, targets: Any, step: int, **changes: Any
-) -> dict[str, Any]:
-    """What a step of theirs returned, by name; each state a dict with the four keys."""
-    found = parts(student.train_step(parameters, m, v, x, targets, step, **{**USUAL, **changes}), RESULT)
+def trained(student: Student, state: Sequence[Any], x: Any, targets: Any, step: int, **changes: Any) -> dict[str, Any]:
+    """What a step of theirs from (parameters, m, v) returned, by name; each state a dict with the four keys."""
+    found = parts(student.train_step(*state, x, targets, step, **{**USUAL, **changes}), RESULT)
     for name in RESULT[1:]:
         assert isinstance(found[name], dict), f"{name} should be a dict with the keys {', '.join(NAMES)}."
         assert set(found[name]) == set(NAMES), f"{name} has the keys {sorted(map(str, found[name]))}."
@@ -608,7 +611,7 @@ def test_the_loss_is_that_before_the_step(student: Student) -> None:
     """The first thing returned is the mean cross-entropy of the batch under the parameters that came in."""
     for seed, (n, d_in, d_hidden, classes) in enumerate(((6, 3, 5, 4), (1, 4, 4, 4), (9, 2, 7, 3))):
         parameters, (x, targets) = network(d_in, d_hidden, classes, seed=seed), batch(n, d_in, classes, seed=seed)
-        found = trained(student, parameters, zeros(parameters), zeros(parameters), x, targets, 1, lr=0.5)
+        found = trained(student, start(parameters), x, targets, 1, lr=0.5)
         expected = loss_of(parameters, x, targets)
         assert_close(found["the loss"], expected, claim=f"with {n} examples", name="the loss")
 
@@ -617,8 +620,7 @@ def gradients_in_m(student: Student, names: tuple[str, ...]) -> None:
     """With β₁ = 0 the new m is the gradient itself: compare it with autograd's, for some of the parameters."""
     for seed, (n, d_in, d_hidden, classes) in enumerate(((6, 3, 5, 4), (5, 4, 4, 4), (9, 2, 7, 3))):
         parameters, (x, targets) = network(d_in, d_hidden, classes, seed=seed), batch(n, d_in, classes, seed=seed)
-        state = zeros(parameters)
-        found = trained(student, parameters, state, state, x, targets, 1, betas=(0.0, 0.9), lr=0.7)["m"]
+        found = trained(student, start(parameters), x, targets, 1, betas=(0.0, 0.9), lr=0.7)["m"]
         expected = Oracle(parameters, betas=(0.0, 0.9), lr=0.7).step(x, targets)["m"]
         for name in names:
             claim = f"{n} examples, {d_hidden} hidden"
@@ -643,8 +645,7 @@ def test_a_hidden_number_of_zero_or_less_stops_the_gradient(student: Student) ->
     parameters, (x, targets) = network(3, 4, 3, seed=1), batch(5, 3, 3, seed=2)
     parameters["hidden.weight"][:2] = 0
     parameters["hidden.bias"][:2] = torch.tensor([0.0, -1.0])  # the first is always 0, the second always below
-    state = zeros(parameters)
-    found = trained(student, parameters, state, state, x, targets, 1, betas=(0.0, 0.9))["m"]
+    found = trained(student, start(parameters), x, targets, 1, betas=(0.0, 0.9))["m"]
     for name in ("hidden.weight", "hidden.bias"):
         grad = tensor(found[name], shape=parameters[name].shape, name=name)
         assert not grad[:2].any(), f"A hidden number that is 0 or below passes a gradient on to {name}."
@@ -657,10 +658,10 @@ def test_several_steps_match_autograd_and_pytorchs_adamw(student: Student) -> No
     """Five steps on five batches, each from where the one before ended: parameters, m and v as PyTorch has them."""
     parameters = network(3, 6, 4, seed=1)
     theirs = Oracle(parameters)
-    ours: tuple[Any, ...] = parameters, zeros(parameters), zeros(parameters)
+    ours: tuple[Any, ...] = start(parameters)
     for step in range(1, 6):
         x, targets = batch(7, 3, 4, seed=step)
-        found, expected = trained(student, *ours, x, targets, step), theirs.step(x, targets)
+        found, expected = trained(student, ours, x, targets, step), theirs.step(x, targets)
         assert_close(found["the loss"], expected["the loss"], atol=1e-3, claim=f"step {step}", name="the loss")
         ours = tuple(detached(found[name], parameters) for name in RESULT[1:])
         for which, state in zip(RESULT[1:], ours, strict=True):
@@ -673,9 +674,8 @@ def test_several_steps_match_autograd_and_pytorchs_adamw(student: Student) -> No
 def test_weights_decay_and_biases_do_not(student: Student) -> None:
     """weight_decay shrinks hidden.weight and out.weight; hidden.bias and out.bias are left out of it."""
     parameters, (x, targets) = network(3, 5, 4, seed=1), batch(6, 3, 4, seed=2)
-    state = zeros(parameters)
-    with_decay = trained(student, parameters, state, state, x, targets, 1, lr=0.1, weight_decay=0.5)["parameters"]
-    without = trained(student, parameters, state, state, x, targets, 1, lr=0.1, weight_decay=0.0)["parameters"]
+    with_decay = trained(student, start(parameters), x, targets, 1, lr=0.1, weight_decay=0.5)["parameters"]
+    without = trained(student, start(parameters), x, targets, 1, lr=0.1, weight_decay=0.0)["parameters"]
     for name in NAMES:
         decayed, plain = (
             tensor(found[name], shape=parameters[name].shape, name=name) for found in (with_decay, without)
@@ -690,10 +690,11 @@ def test_settings_and_the_number_of_the_step_count(student: Student) -> None:
     """lr, betas, eps and step reach every parameter's AdamW step, in the middle of a run too."""
     parameters, (x, targets) = network(3, 5, 4, seed=1), batch(6, 3, 4, seed=2)
     settings = {"lr": 0.2, "betas": (0.6, 0.8), "eps": 0.05, "weight_decay": 0.3}
-    theirs, state = Oracle(parameters, **settings), (parameters, zeros(parameters), zeros(parameters))
+    theirs = Oracle(parameters, **settings)
+    state: tuple[Any, ...] = start(parameters)
     for step in (1, 2):
         expected = theirs.step(x, targets)
-        found = trained(student, *state, x, targets, step, **settings)["parameters"]
+        found = trained(student, state, x, targets, step, **settings)["parameters"]
         for name in NAMES:
             assert_close(found[name], expected["parameters"][name], atol=1e-4, claim=f"at step {step}", name=name)
         state = tuple(expected[which] for which in RESULT[1:])
@@ -706,8 +707,8 @@ def test_the_order_of_the_keys_does_not_matter(student: Student) -> None:
     m = {name: 0.1 * value for name, value in network(4, 4, 4, seed=10).items()}
     v = {name: value.square() for name, value in network(4, 4, 4, seed=20).items()}
     state = [dict(reversed(parameters.items())), m, {name: v[name] for name in sorted(v)}]
-    straight = trained(student, parameters, m, v, x, targets, 4)
-    shuffled = trained(student, *state, x, targets, 4)
+    straight = trained(student, (parameters, m, v), x, targets, 4)
+    shuffled = trained(student, state, x, targets, 4)
     for which in RESULT[1:]:
         for name in NAMES:
             value = tensor(straight[which][name], shape=parameters[name].shape, name=f"{which} of {name}")
@@ -723,10 +724,10 @@ def test_the_order_of_the_keys_does_not_matter(student: Student) -> None:
 def test_training_brings_the_loss_down(student: Student) -> None:
     """Forty steps on the same eight examples: a network with room enough learns them by heart."""
     parameters, (x, targets) = network(3, 8, 3, seed=1), batch(8, 3, 3, seed=2)
-    state: tuple[Any, ...] = parameters, zeros(parameters), zeros(parameters)
+    state: tuple[Any, ...] = start(parameters)
     before = loss_of(parameters, x, targets).item()
     for step in range(1, 41):
-        found = trained(student, *state, x, targets, step, lr=0.1, weight_decay=0.0)
+        found = trained(student, state, x, targets, step, lr=0.1, weight_decay=0.0)
         state = tuple(found[name] for name in RESULT[1:])
     after = loss_of(detached(state[0], parameters), x, targets).item()
     assert after < 0.05 < before, f"After 40 steps on eight examples the loss is {after:.3g}; it was {before:.3g}."
@@ -738,7 +739,7 @@ def test_nothing_that_came_in_is_changed(student: Student) -> None:
     parameters, (x, targets) = network(3, 4, 3, seed=1), batch(5, 3, 3, seed=2)
     m, v = zeros(parameters), zeros(parameters)
     kept = [student.put(value) for value in (parameters, m, v, x, targets)]
-    found = trained(student, *kept, 1)["parameters"]
+    found = trained(student, kept[:3], kept[3], kept[4], 1)["parameters"]
     for name in NAMES:
         assert (tensor(found[name], shape=parameters[name].shape, name=name) != parameters[name]).any(), (
             f"{name} did not move at all."

@@ -117,9 +117,9 @@ def adamw_step(
     """The new parameter, m and v after step number `step`, which counts from 1."""
     try:
         weight = torch.nn.Parameter(parameter.clone())
-        from torch.optim.adamw import AdamW as borrowed
+        from torch.optim.adamw import AdamW as Borrowed
 
-        optimiser = borrowed([weight], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        optimiser = Borrowed([weight], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         weight.grad = gradient
         optimiser.step()
         return weight.detach(), optimiser.state[weight]["exp_avg"], optimiser.state[weight]["exp_avg_sq"]
