@@ -187,7 +187,7 @@ try:
     fig, ax = plt.subplots(figsize=(6, 3), facecolor="white")
     ax.plot(score, losses, color="#0072B2")
     ax.set(xlabel="score of the right class (the others have 0)", ylabel="loss (nats)")
-    ax.set_title("Being wrong with confidence costs most, and the slope never exceeds 1")
+    ax.set_title("Being surely wrong costs most")
     fig.tight_layout()
     plt.show()
 except NotImplementedError:
@@ -384,7 +384,7 @@ try:
         ax.plot(*torch.stack(path).T, style, color=color, markersize=3, linewidth=1, label=name)
     ax.plot(0, 0, "k*", markersize=12)
     ax.set(xlabel="first weight", ylabel="second weight", title="AdamW takes steps of one size in both directions")
-    ax.legend(loc="lower left")
+    ax.legend(loc="upper right")
     fig.tight_layout()
     plt.show()
 except NotImplementedError:
@@ -579,7 +579,7 @@ try:
     fig, (left_ax, right_ax) = plt.subplots(1, 2, figsize=(9, 3.6), facecolor="white")
     left_ax.plot(losses, color="#0072B2")
     left_ax.axhline(math.log(3), color="#999999", linestyle="--")
-    left_ax.text(0.98 * steps, math.log(3) * 1.02, "guessing: ln 3", ha="right", va="bottom", color="#666666")
+    left_ax.text(0.98 * steps, math.log(3) * 0.98, "guessing: ln 3", ha="right", va="top", color="#666666")
     left_ax.set(xlabel="step", ylabel="loss (nats)", title="The loss falls", ylim=(0, None))
     right_ax.contourf(a, b, areas, levels=[-0.5, 0.5, 1.5, 2.5], colors=["#BFDCEC", "#F6DFB8", "#BFE3D7"])
     for number, (color, marker) in enumerate(zip(("#0072B2", "#D55E00", "#009E73"), "os^", strict=True)):
