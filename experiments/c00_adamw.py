@@ -150,9 +150,11 @@ EXPERIMENT = Experiment(
     },
     reduced={
         "d_model": 32,
-        "steps": 120,
+        "batch": 4,
+        "length": 32,
+        "steps": 60,
         "learning_rates": {"sgd": [0.3], "adamw": [0.01]},
-        "test_windows": 100,
+        "test_windows": 64,
     },
     seeds=(0, 1, 2),
 )

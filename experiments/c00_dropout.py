@@ -9,6 +9,10 @@ The learning rate of each regime and rate of dropout is the best of a grid on a 
 Each seed has a short text of its own. The losses reported are on test text, at the end of training. Beside them stands
 the lowest validation loss on the way: stopping there (early stopping) is the rival of dropout in many passes.
 
+Some of the best learning rates lie at the edge of the grid. One step further out, tried afterwards on the tuning seed,
+the validation loss was higher: 2.57 for many passes without dropout at 0.0001, and 1.61 and 1.85 for one pass with none
+and half dropped at 0.03.
+
 A pilot with a Transformer of 64 channels, dropout after its sub-layers, found no gain in either regime: in ten and in
 twenty passes over a short text dropout only raised the loss. The claim is about the model above.
 """
@@ -171,8 +175,10 @@ EXPERIMENT = Experiment(
         "tested": 8_192,
     },
     reduced={
-        "hidden": 256,
-        "little": 2_048,
+        "hidden": 128,
+        "batch": 64,
+        "little": 1_024,
+        "passes": 16,
         "rates": {"none": 0.0, "strong": 0.5},
         "learning_rates": [0.003],
         "looks": 2,

@@ -158,9 +158,9 @@ EXPERIMENT = Experiment(
     },
     reduced={
         "width": 128,
-        "steps": 150,
-        "deep": 16,
-        "narrow": 48,
+        "steps": 60,
+        "deep": 10,
+        "narrow": 32,
         "learning_rates": {"sgd": [0.03], "adamw": [0.001]},
     },
 )
