@@ -62,17 +62,14 @@ def _borrowed(submission: Submission, tests: ModuleType) -> list[str]:
     """Sentences about code that names what it should build. They are for a person: no mark depends on them.
 
     Reserved functions raise, but nothing in a student's own process can be hidden from the student for good.
-    Where an exercise has the name of what is reserved, only something's attribute and an import of it say that.
+    A name of the student's own is no borrowing, so only something's attribute, a string or an import count.
     """
     names = {name.rpartition(".")[2] for name in _reserved(tests)}
-    own = {exercise for _, exercise, _ in submission.cells}
     return [
         f"The code of {cell} names {name}, which is what this chapter asks to build: a person should look."
         for cell, _, source in submission.cells
         for name in sorted(names)
-        if re.search(
-            rf"(\.\s*|['\"]|\bimport\b.*\b){name}\b" if name in own else rf"\b{name}\b", re.sub(r"#[^\n]*", "", source)
-        )
+        if re.search(rf"(?:[.'\"]\s*|\bfrom\s+|\bimport\b.*)\b{name}\b", re.sub(r"#[^\n]*", "", source))
     ]
 
 
