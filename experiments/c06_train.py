@@ -203,9 +203,9 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
 
 
 def verdict(found: Results) -> Verdict:
-    beats = found["below_trigram"]["low"] > 0.3
+    beats = found["below_trigram"]["low"] > 0
     eight = found["grams"].index(8)
-    by_itself = found["copied"][eight]["high"] < 0.2
+    by_itself = found["copied"][eight]["high"] < 0.25
     if beats and by_itself and found["minutes"]["high"] < 3:
         return "strong"
     return "weak" if found["loss"]["test"]["mean"] < found["counts"]["unigram"] else "null"
@@ -213,7 +213,12 @@ def verdict(found: Results) -> Verdict:
 
 EXPERIMENT = Experiment(
     name="c06_train",
-    claim="",
+    claim=(
+        "A GPT of 4 blocks and 128 channels, trained on Python's own documentation for less than 3 minutes of one core, "
+        "predicts test text better than trigram counts: its loss is lower in nats a token, beyond the 95 % interval. It "
+        "has not learnt the text by heart: of the runs of 8 tokens in its samples, fewer than a quarter stand in the "
+        "training text."
+    ),
     run=run,
     verdict=verdict,
     config={
@@ -221,9 +226,9 @@ EXPERIMENT = Experiment(
         "n_layers": 4,
         "n_heads": 4,
         "length": 128,
-        "batch": 16,
-        "steps": 600,
-        "looks": 12,
+        "batch": 8,
+        "steps": 800,
+        "looks": 16,
         "tokens": None,
         "learning_rates": [0.001, 0.003],
         "tuning_seed": 100,
