@@ -13,6 +13,7 @@ this says what a part is worth where it stands, not what its parameters would be
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +45,9 @@ class Silent(nn.Module):
 class NoResiduals(nn.Module):
     """A block whose sub-layers replace the stream."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
-        self.block = block
+        self.block: Any = block
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block.attention(self.block.norm1(x))
@@ -56,9 +57,9 @@ class NoResiduals(nn.Module):
 class Untied(nn.Module):
     """A GPT with a read-out matrix of its own, at first a copy of the table of tokens."""
 
-    def __init__(self, gpt: nn.Module) -> None:
+    def __init__(self, gpt: Any) -> None:
         super().__init__()
-        self.gpt = gpt
+        self.gpt: Any = gpt
         self.head = nn.Parameter(gpt.tokens.weight.detach().clone())
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ def built(reference: ModuleType, variant: str, config: Config, seed: int) -> nn.
     """A new model with one part taken out."""
     torch.manual_seed(seed)
     sizes = (config["d_model"], config["n_layers"], config["n_heads"])
-    gpt: nn.Module = reference.GPT(corpus.VOCABULARY, config["length"], *sizes)
+    gpt = reference.GPT(corpus.VOCABULARY, config["length"], *sizes)
     if variant == "no_positions":
         nn.init.zeros_(gpt.positions.weight)
         gpt.positions.weight.requires_grad_(False)

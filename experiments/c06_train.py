@@ -37,7 +37,8 @@ class Counts:
     """How often each token follows the one or two before it, smoothed after Witten and Bell (1991)."""
 
     def __init__(self, ids: Sequence[int]) -> None:
-        self.pairs, self.triples = Counter(pairwise(ids)), Counter(zip(ids, ids[1:], ids[2:], strict=False))
+        self.pairs: Counter[Any] = Counter(pairwise(ids))
+        self.triples: Counter[Any] = Counter(zip(ids, ids[1:], ids[2:], strict=False))
         self.unigram = np.log((np.bincount(ids, minlength=corpus.VOCABULARY) + 1) / (len(ids) + corpus.VOCABULARY))
         self.after_one = self._continuations(self.pairs)
         self.after_two = self._continuations(self.triples)
@@ -214,10 +215,10 @@ def verdict(found: Results) -> Verdict:
 EXPERIMENT = Experiment(
     name="c06_train",
     claim=(
-        "A GPT of 4 blocks and 128 channels, trained on Python's own documentation for less than 3 minutes of one core, "
-        "predicts test text better than trigram counts: its loss is lower in nats a token, beyond the 95 % interval. It "
-        "has not learnt the text by heart: of the runs of 8 tokens in its samples, fewer than a quarter stand in the "
-        "training text."
+        "A GPT of 4 blocks and 128 channels, trained on Python's own documentation for less than 3 minutes of"
+        " one core, predicts test text better than trigram counts: its loss is lower in nats a token, beyond "
+        "the 95 % interval. It has not learnt the text by heart: of the runs of 8 tokens in its samples, "
+        "fewer than a quarter stand in the training text."
     ),
     run=run,
     verdict=verdict,

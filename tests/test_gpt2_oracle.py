@@ -41,8 +41,15 @@ def reference() -> ModuleType:
 def transformers_gpt2(vocabulary: int, n_context: int, d_model: int, n_layers: int, n_heads: int) -> GPT2LMHeadModel:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes = {"vocab_size": vocabulary, "n_positions": n_context, "n_embd": d_model}
-    config = GPT2Config(**sizes, n_layer=n_layers, n_head=n_heads, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=n_context,
+        n_embd=d_model,
+        n_layer=n_layers,
+        n_head=n_heads,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return GPT2LMHeadModel(config).eval()
 
 
@@ -84,7 +91,9 @@ def test_gradients_agree_with_transformers(hidden: ModuleType, reference: Module
     theirs(ids).logits.backward(upstream)
     grads = {f"{name}": parameter.grad for name, parameter in theirs.named_parameters() if parameter.grad is not None}
     for name, value in reference.from_gpt2(grads | {"lm_head.weight": torch.zeros(13, 8)}).items():
-        assert torch.allclose(leaves[name].grad, value, rtol=1e-3, atol=1e-3), name
+        grad = leaves[name].grad
+        assert grad is not None
+        assert torch.allclose(grad, value, rtol=1e-3, atol=1e-3), name
 
 
 def test_gpt2_small_has_its_published_number_of_parameters(reference: ModuleType) -> None:
