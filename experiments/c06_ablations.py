@@ -126,6 +126,7 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
         losses[variant] = [loss for loss, _ in ran]
         parameters[variant] = ran[0][1]
     return {
+        "vocabulary": corpus.VOCABULARY,
         "loss": {variant: estimate(values) for variant, values in losses.items()},
         "cost": {variant: paired(losses[variant], losses["whole"]) for variant in config["variants"][1:]},
         "parameters": parameters,
