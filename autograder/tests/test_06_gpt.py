@@ -239,7 +239,7 @@ def test_eps_is_one_in_a_hundred_thousand(student: Student) -> None:
         for scale in (1e-2, 1e-3, 1e-4):
             x = scale * normal(2, 5, 12, seed=6)
             expected = gpt2_block(weights, x, 3)
-            assert_close(block(student, weights, 3)(x), expected, claim=f"with x of size {scale:g}")
+            assert_close(block(student, weights, 3)(x), expected, atol=0.02, rtol=0, claim=f"with x of size {scale:g}")
 
 
 @pytest.mark.exercise("Block", weight=2)
@@ -253,7 +253,7 @@ def test_gradients_reach_x_and_every_parameter_of_the_block(student: Student) ->
     found = {"x": gradients(module(x), upstream, x=x)["x"], **student.grads(module)}
     for name, value in expected.items():
         assert found.get(name) is not None, f"No gradient reaches {name}."
-        assert_close(found[name], value, atol=2e-3, rtol=1e-3, name=f"the gradient of {name}")
+        assert_close(found[name], value, atol=2e-2, rtol=2e-2, name=f"the gradient of {name}")
 
 
 @pytest.mark.exercise("Block", weight=0.5)
@@ -284,11 +284,11 @@ def test_a_block_takes_other_dtypes_and_leaves_x_alone(student: Student) -> None
     """A block in float64 or bfloat16 takes and gives that dtype, and x belongs to the caller."""
     weights, x = random_weights(shapes_of_block(12), seed=1), normal(2, 5, 12, seed=2)
     kept, module = student.put(x), block(student, weights, 3)
-    assert_close(module(kept), gpt2_block(weights, x, 3))
+    assert_close(module(kept), gpt2_block(weights, x, 3), atol=0.02)
     assert_close(kept.get(), x, atol=0, rtol=0, claim="after the call", name="x")
     module.double()
     double = {name: value.double() for name, value in weights.items()}
-    assert_close(module(x.double()), gpt2_block(double, x.double(), 3), name="the float64 result")
+    assert_close(module(x.double()), gpt2_block(double, x.double(), 3), atol=0.02, name="the float64 result")
     module.bfloat16()
     expected = gpt2_block(double, x.double(), 3).bfloat16()
     assert_close(module(x.bfloat16()), expected, atol=0.3, rtol=0.1, name="the bfloat16 result")
@@ -483,7 +483,7 @@ def theirs(weights: Weights) -> Weights:
 def converted(student: Student, state: Weights) -> Weights:
     """What from_gpt2 gives, as tensors by name."""
     found = student.from_gpt2(state)
-    assert isinstance(found, dict), f"from_gpt2 should return a plain dict, and it returns a {type(found).__name__}."
+    assert isinstance(found, dict), "from_gpt2 should return a plain dict: dict(…) makes one of what you have."
     return {str(name): tensor(value, name=str(name)).detach() for name, value in found.items()}
 
 
@@ -567,7 +567,7 @@ def test_the_state_dict_that_came_in_stays(student: Student) -> None:
     state = theirs(weights)
     kept = student.put(state)
     found = student.from_gpt2(kept)
-    assert isinstance(found, dict), f"from_gpt2 should return a plain dict, and it returns a {type(found).__name__}."
+    assert isinstance(found, dict), "from_gpt2 should return a plain dict: dict(…) makes one of what you have."
     assert set(found) >= set(weights), f"These are missing: {sorted(set(weights) - set(found))}."
     for name in weights:
         tensor(found[name], dtype=torch.bfloat16, name=name)
@@ -655,16 +655,16 @@ def test_every_step_has_its_rate(student: Student) -> None:
 def test_after_the_last_step_it_stays_final(student: Student) -> None:
     """From step `steps` on the rate is `final`: the cosine does not climb again."""
     for shape in CURVES:
-        peak, _, steps, final = shape
+        peak, warmup, steps, final = shape
         for step in (steps, steps + 1, steps + 17, 3 * steps):
             check_rate(rate(student, step, shape), final, peak, f"At step {step}, where the curve ends at {steps},")
-        assert rate(student, 0, shape) > 0, "At step 0 the rate is zero."
+        assert rate(student, warmup, shape) > final or peak == final, "The rate does not fall."
 
 
 @pytest.mark.exercise("learning_rate", weight=0.5)
 def test_the_rate_is_a_float(student: Student) -> None:
     """Every part of the curve gives a Python float, no tensor and no integer, and scales with its rates."""
-    for step in (0, 4, 5, 20, 40):
+    for step in (1, 4, 5, 20, 40):
         found = student.learning_rate(step, peak=0.25, warmup=5, steps=30, final=0.125)
         assert isinstance(found, float), f"At step {step} the rate is a {type(found).__name__}."
         assert 0 < found <= 0.25, f"At step {step} the rate is {found:g}, where the peak is 0.25."
@@ -782,7 +782,7 @@ def test_the_loss_is_the_mean_over_all_tokens(student: Student) -> None:
 @pytest.mark.exercise("accumulate")
 def test_gradients_are_added_to_those_that_are_there(student: Student) -> None:
     """Like backward(), it adds: called twice without zeroing, the gradients are the sum. The weights stay."""
-    one, two = micro_batches((2, 4), (1, 7), seed=4), micro_batches((3, 3), seed=5)
+    one, two = micro_batches((2, 4), (1, 8), seed=4), micro_batches((3, 3), seed=5)
     model, weights = watched(student)
     student.accumulate(model, one)
     student.accumulate(model, two)
@@ -819,7 +819,7 @@ def test_one_micro_batch_at_a_time_is_held(student: Student) -> None:
 @pytest.mark.exercise("accumulate", weight=0.5)
 def test_the_micro_batches_are_left_as_they_were(student: Student) -> None:
     """Ids and targets belong to the caller."""
-    batches = micro_batches((2, 5), (1, 3), seed=7, uncounted=0.4)
+    batches = micro_batches((2, 5), (1, 10), seed=7)
     kept = student.put(batches)
     model, weights = watched(student)
     student.accumulate(model, kept)
