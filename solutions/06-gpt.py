@@ -165,7 +165,7 @@ assert block(x).shape == x.shape, (
     f"The output should have the shape of x, {tuple(x.shape)}, not {tuple(block(x).shape)}."
 )
 changed = x.clone()
-changed[:, 3] += 1
+changed[:, 3] += torch.randn(8)
 moved = (block(changed) - block(x)).abs().amax((0, 2)) > 1e-6
 assert not moved[:3].any(), "Position 3 changed, and a position before it noticed: the block should not look ahead."
 assert moved[3:].all(), "Position 3 changed, and it or a position after it did not notice."
@@ -437,7 +437,8 @@ try:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=60, n_positions=24, n_embd=16, n_layer=3, n_head=4)).eval()
+    sizes = {"vocab_size": 60, "n_positions": 24, "n_embd": 16, "n_layer": 3, "n_head": 4}
+    theirs = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
     for parameter in theirs.parameters():  # gains and biases too: at 1 and 0 they would hide mistakes
         torch.nn.init.normal_(parameter, std=0.4)
     model = GPT(vocabulary=60, n_context=24, d_model=16, n_layers=3, n_heads=4)
@@ -709,7 +710,7 @@ def examine(d_model: int, n_heads: int) -> str:
 
 try:
     for n_heads in (4, 2, 1):
-        print(f"{n_heads} heads of {8 // n_heads} channels. {examine(8, n_heads)}")
+        print(f"{n_heads} × {8 // n_heads} channels: {examine(8, n_heads)}")
 except ImportError as error:
     print(f"The examination needs the course's package ichimon: {error}.")
 
