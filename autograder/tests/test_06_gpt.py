@@ -104,8 +104,11 @@ def created(student: Student, name: str, *sizes: int) -> tuple[Remote, Weights]:
 
 
 def loaded(student: Student, weights: Weights, name: str, *sizes: int) -> Remote:
-    """A module with these weights, in evaluation. What it has beside them is zeroed: another test sees to that."""
+    """A module with those of these weights that it has, in evaluation. What it has beside them is zeroed: for both
+    there is another test.
+    """
     module, state = created(student, name, *sizes)
+    weights = {key: value for key, value in weights.items() if key in state}
     module.load_state_dict({key: torch.zeros_like(value) for key, value in state.items()} | weights)
     if len(state) > len(weights):  # a weight that has two names was zeroed under the other one
         module.load_state_dict(weights, strict=False)
@@ -227,7 +230,7 @@ def test_gelu_is_in_its_tanh_form(student: Student) -> None:
     module, _ = created(student, "Block", 12, 3)
     module.double()
     module.load_state_dict(weights, strict=False)
-    assert_close(module(x), gpt2_block(weights, x, 3), atol=1e-7, rtol=1e-7, claim="in float64")
+    assert_close(module(x), gpt2_block(weights, x, 3), atol=5e-5, rtol=0, claim="in float64")
 
 
 @pytest.mark.exercise("Block")
@@ -664,6 +667,7 @@ def test_after_the_last_step_it_stays_final(student: Student) -> None:
 @pytest.mark.exercise("learning_rate", weight=0.5)
 def test_the_rate_is_a_float(student: Student) -> None:
     """Every part of the curve gives a Python float, no tensor and no integer, and scales with its rates."""
+    seen = set()
     for step in (1, 4, 5, 20, 40):
         found = student.learning_rate(step, peak=0.25, warmup=5, steps=30, final=0.125)
         assert isinstance(found, float), f"At step {step} the rate is a {type(found).__name__}."
@@ -673,6 +677,8 @@ def test_the_rate_is_a_float(student: Student) -> None:
         assert math.isclose(twice, 2 * found, rel_tol=1e-6), (
             f"At step {step}, twice the rates do not give twice the rate."
         )
+        seen.add(found)
+    assert len(seen) > 2, "The rate hardly ever changes."
 
 
 # -- accumulate -------------------------------------------------------------------------------------------------------
