@@ -11,7 +11,9 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(d_model, eps=1e-5)
         self.attention = nn.ModuleDict({f"{letter}_proj": nn.Linear(d_model, d_model) for letter in "qkvo"})
         self.norm2 = nn.LayerNorm(d_model, eps=1e-5)
-        self.mlp = nn.ModuleDict({"up_proj": nn.Linear(d_model, 4 * d_model), "down_proj": nn.Linear(4 * d_model, d_model)})
+        self.mlp = nn.ModuleDict(
+            {"up_proj": nn.Linear(d_model, 4 * d_model), "down_proj": nn.Linear(4 * d_model, d_model)}
+        )
 
     def attend(self, x):
         b, n, d = x.shape
@@ -380,9 +382,7 @@ class SelfAttention(nn.Module):
         d_head = d // self.n_heads
         order = torch.arange(d).view(self.n_heads, d_head).T.flatten()
         fused = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = (
-            part[..., order].unflatten(-1, (d_head, self.n_heads)).movedim(-1, 1) for part in fused.chunk(3, -1)
-        )
+        q, k, v = (part[..., order].unflatten(-1, (d_head, self.n_heads)).movedim(-1, 1) for part in fused.chunk(3, -1))
         future = torch.ones(n, n, dtype=torch.bool).triu(1)
         weights = (q @ k.mT / math.sqrt(d_head)).masked_fill(future, -math.inf).softmax(-1)
         return self.out_proj((weights @ v).movedim(1, -1).flatten(-2)[..., order.argsort()])

@@ -657,9 +657,7 @@ class Attention(nn.Module):
         if d_model % n_heads:
             raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
         self.n_heads = n_heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(d_model, d_model, bias=False) for _ in range(4)
-        )
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
 
     def forward(self, x):
         b, n, d = x.shape
@@ -835,7 +833,9 @@ class Attention(nn.Module):
 
     def forward(self, x):
         b, n, d = x.shape
-        q, k, v = (p(x).view(b, n, -1, self.n_heads).permute(0, 3, 1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            p(x).view(b, n, -1, self.n_heads).permute(0, 3, 1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
         scores = q @ k.transpose(-2, -1) / math.sqrt(d // self.n_heads)
         mask = torch.ones(n, n, dtype=torch.bool).tril()
         weights = scores.masked_fill(~mask, -math.inf).softmax(-1)
@@ -2044,8 +2044,14 @@ def from_gpt2(state):
 # says: The masks of older versions (attn.bias, attn.masked_bias) are kept, or taken for a bias: they are no parameters.
 def from_gpt2(state):
     short = {
-        "wte": "tokens", "wpe": "positions", "ln_f": "norm", "h": "blocks", "ln_1": "norm1", "ln_2": "norm2",
-        "attn": "attention", "c_fc": "up_proj",
+        "wte": "tokens",
+        "wpe": "positions",
+        "ln_f": "norm",
+        "h": "blocks",
+        "ln_1": "norm1",
+        "ln_2": "norm2",
+        "attn": "attention",
+        "c_fc": "up_proj",
     }
     found = {}
     for name, value in state.items():
