@@ -18,8 +18,8 @@
 # **One question: what comes out when all the parts are put together and trained?**
 #
 # Tokens, attention, positions, feed-forward, norms: you have met them one by one. None of them can write a line. Put
-# together in the right order they are GPT-2, the model that made people look up in 2019, and after some minutes of
-# training on an ordinary computer they write something that looks very much like Python's own documentation.
+# together in the right order they are GPT-2, the model that made people look up in 2019, and after two minutes of
+# training on an ordinary computer they begin to write lines that could stand in Python's own documentation.
 #
 # You will build it in four parts and train it at the end. A fifth takes the weights of somebody else's GPT-2. In the
 # last you are the doctor: a block is ill, it trains as if it were not, and you find out what is wrong. The page of the
