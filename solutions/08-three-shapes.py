@@ -473,7 +473,7 @@ def relative_position_bucket(
     """
     ### BEGIN SOLUTION
     if bidirectional:
-        n_buckets = n_buckets // 2
+        n_buckets //= 2
         offset = (distance > 0) * n_buckets
         steps = distance.abs()
     else:
@@ -535,8 +535,8 @@ except NotImplementedError:
 # | `random_ids` | `(batch, n)`, int64 | random tokens, one drawn for every place |
 # | `special_ids` | a list of at least one id | such as `[CLS]`, `[SEP]` and padding: never chosen |
 #
-# - Of the chosen tokens, those whose `random_kind` is below 0.8 become `mask_id`. From 0.8 and below 0.9 they become the
-#   token that `random_ids` has at their place. From 0.9 on they stay as they are.
+# - Of the chosen tokens, those whose `random_kind` is below 0.8 become `mask_id`. From 0.8 and below 0.9 they become
+#   the token that `random_ids` has at their place. From 0.9 on they stay as they are.
 # - `labels` holds the original token where one was **chosen**, also where it stays as it is, and −100 elsewhere:
 #   `F.cross_entropy` leaves −100 out.
 # - Both results are `(batch, n)` and int64.
