@@ -220,6 +220,8 @@ def test_only_queries_come_from_x(student: Student) -> None:
     assert_close(after[:, others], before[:, others], claim="after a change at position 1 of x", name="the others")
     assert (after[:, 1] != before[:, 1]).any(-1).all(), "A position of x changed and its own output did not."
     assert_close(layer(x, memory[:, shuffled]), before, claim="with the places of memory shuffled")
+    other = tensor(layer(x, normal(2, 6, 12, seed=4)), shape=x.shape)
+    assert (other != before).any(-1).all(), "Some position of x does not notice that memory is another one."
 
 
 @pytest.mark.exercise("CrossAttention")
@@ -348,7 +350,9 @@ def test_the_layer_leaves_its_inputs_alone(student: Student) -> None:
     inputs = {"x": normal(2, 4, 12, seed=2), "memory": normal(2, 5, 12, seed=3), "the mask": mask}
     inputs["the bias"] = normal(3, 4, 5, seed=4)
     kept = {name: student.put(value) for name, value in inputs.items()}
-    tensor(cross(student, 3, attention_weights(12, 1))(*kept.values()), shape=(2, 4, 12))
+    out = tensor(cross(student, 3, attention_weights(12, 1))(*kept.values()), shape=(2, 4, 12))
+    assert out[1].any(-1).all(), "A position that may attend to something gives zeros."
+    assert not torch.equal(out, inputs["x"]), "The output is x."
     for name, value in inputs.items():
         assert_close(kept[name].get(), value, atol=0, rtol=0, claim="after the call", name=name)
 
@@ -515,6 +519,7 @@ def test_the_encoder_leaves_its_inputs_alone(student: Student) -> None:
         first = tensor(module(*kept.values()), shape=(2, 5, 12)).detach()
         assert_close(module(*kept.values()), first, claim="called twice, in training")
         assert first.any(-1).all(), "The output of some position is zeros."
+        assert not torch.equal(first, inputs["x"]), "The output is x."
         for name, value in inputs.items():
             assert_close(kept[name].get(), value, atol=0, rtol=0, claim="after the call", name=name)
 
@@ -639,6 +644,7 @@ def test_the_decoder_leaves_its_inputs_alone(student: Student) -> None:
         first = tensor(module(*kept.values()), shape=(2, 5, 12)).detach()
         assert_close(module(*kept.values()), first, claim="called twice, in training")
         assert first.any(-1).all(), "The output of some position is zeros."
+        assert not torch.equal(first, inputs["x"]), "The output is x."
         for name, value in inputs.items():
             assert_close(kept[name].get(), value, atol=0, rtol=0, claim="after the call", name=name)
 
@@ -697,7 +703,7 @@ def test_buckets_have_the_shape_of_the_distances(student: Student) -> None:
 def test_near_distances_have_a_bucket_each(student: Student) -> None:
     """In a decoder the first half of the buckets is exact: so many steps back is the bucket of that number."""
     for sizes in SIZES:
-        compare_buckets(student, [-steps for steps in range(sizes[0] // 2)], False, sizes)
+        compare_buckets(student, [3, *(-steps for steps in range(sizes[0] // 2))], False, sizes)
 
 
 @pytest.mark.exercise("relative_position_bucket")
@@ -1045,5 +1051,7 @@ def test_the_lists_are_left_as_they_were(student: Student) -> None:
     found = student.corrupt_spans(*kept.values())
     assert isinstance(found, tuple | list), "corrupt_spans should return two lists."
     assert list(found[:1]) != [ids], "The input is the text."
+    assert isinstance(found[0], list), "The input should be a list of ints."
+    assert set(found[0]) & set(SENTINELS), "No sentinel stands in the input."
     for name, value in (("ids", ids), ("spans", spans), ("sentinels", sentinels)):
         assert kept[name].get() == value, f"After the call {name} is another list."
