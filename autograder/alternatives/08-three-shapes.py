@@ -216,7 +216,9 @@ class DecoderLayer(nn.Module):
             CrossAttention(d_model, n_heads, bias=s.bias, scale=s.scale) for _ in range(2)
         )
         self.feed_forward = FeedForward(d_model, d_hidden, s)
-        self.self_attention_norm, self.cross_attention_norm, self.feed_forward_norm = (s.norm(d_model) for _ in range(3))
+        self.self_attention_norm, self.cross_attention_norm, self.feed_forward_norm = (
+            s.norm(d_model) for _ in range(3)
+        )
 
     def forward(self, x, memory, memory_mask=None, position_bias=None):
         future = torch.full((x.shape[1], x.shape[1]), -1e30, dtype=x.dtype).triu(1)

@@ -844,9 +844,7 @@ def relative_position_bucket(distance, bidirectional, n_buckets=32, max_distance
     else:
         steps = (-distance).clamp(min=0)
     exact = n_buckets // 2
-    far = exact + (
-        torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)
-    ).long()
+    far = exact + (torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)).long()
     return offset + torch.where(steps < exact, steps, far.clamp(max=n_buckets - 1))
 
 
@@ -863,9 +861,7 @@ def relative_position_bucket(distance, bidirectional, n_buckets=32, max_distance
     else:
         steps = (-distance).clamp(min=0)
     exact = n_buckets // 2
-    far = exact + (
-        torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)
-    ).long()
+    far = exact + (torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)).long()
     return offset + torch.where(steps < exact, steps, far.clamp(max=n_buckets - 1))
 
 
@@ -881,9 +877,7 @@ def relative_position_bucket(distance, bidirectional, n_buckets=32, max_distance
     else:
         steps = (-distance).clamp(min=0)
     exact = n_buckets // 2
-    far = exact + (
-        torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)
-    ).long()
+    far = exact + (torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)).long()
     return offset + torch.where(steps < exact, steps, far.clamp(max=n_buckets - 1))
 
 
@@ -898,9 +892,7 @@ def relative_position_bucket(distance, bidirectional, n_buckets=32, max_distance
     else:
         steps = (-distance).clamp(min=0)
     exact = n_buckets // 2
-    far = exact + (
-        torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)
-    ).long()
+    far = exact + (torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)).long()
     return offset + torch.where(steps < exact, steps, far.clamp(max=n_buckets - 1))
 
 
@@ -914,9 +906,7 @@ def relative_position_bucket(distance, bidirectional, n_buckets=32, max_distance
     else:
         steps = (-distance).clamp(min=0)
     exact = n_buckets // 2
-    far = exact + (
-        torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)
-    ).long()
+    far = exact + (torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)).long()
     return torch.where(steps < exact, steps, far.clamp(max=n_buckets - 1))
 
 
@@ -932,9 +922,7 @@ def relative_position_bucket(distance, bidirectional, n_buckets=32, max_distance
     else:
         steps = (-distance).clamp(min=0)
     exact = n_buckets // 2
-    far = exact + (
-        torch.log2(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)
-    ).long()
+    far = exact + (torch.log2(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)).long()
     return offset + torch.where(steps < exact, steps, far.clamp(max=n_buckets - 1))
 
 
@@ -966,9 +954,10 @@ def relative_position_bucket(distance, bidirectional, n_buckets=32, max_distance
     else:
         steps = (-distance).clamp(min=0)
     exact = n_buckets // 2
-    far = exact + (
-        torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)
-    ).round().long()
+    far = (
+        exact
+        + (torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)).round().long()
+    )
     return offset + torch.where(steps < exact, steps, far.clamp(max=n_buckets - 1))
 
 
@@ -984,9 +973,7 @@ def relative_position_bucket(distance, bidirectional, n_buckets=32, max_distance
     else:
         steps = (-distance).clamp(min=0)
     exact = n_buckets // 2
-    far = exact + (
-        torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)
-    ).long()
+    far = exact + (torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)).long()
     return offset + torch.where(steps < exact, steps, far)
 
 
@@ -1000,9 +987,7 @@ def relative_position_bucket(distance, bidirectional, n_buckets=32, max_distance
         offset = (distance > 0) * n_buckets
     steps = distance.abs()
     exact = n_buckets // 2
-    far = exact + (
-        torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)
-    ).long()
+    far = exact + (torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)).long()
     return offset + torch.where(steps < exact, steps, far.clamp(max=n_buckets - 1))
 
 

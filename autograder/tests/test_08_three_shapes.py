@@ -768,8 +768,9 @@ def both(result: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return tensor(result[0], shape=shape, name="the inputs"), tensor(result[1], shape=shape, name="the labels")
 
 
-def answered(ids: Tensor, random: Tensor, kind: Tensor, random_ids: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor]:
+def answered(draws: list[Tensor], p: float) -> tuple[Tensor, Tensor, Tensor]:
     """Which tokens are chosen, and inputs and labels, token by token."""
+    ids, random, kind, random_ids = draws
     chosen, inputs, labels = torch.zeros_like(ids).bool(), ids.clone(), torch.full_like(ids, -100)
     for place in torch.cartesian_prod(*(torch.arange(size) for size in ids.shape)).tolist():
         at = tuple(place)
@@ -788,7 +789,7 @@ def test_labels_are_the_chosen_tokens_and_nothing_else(student: Student) -> None
     """Where a token is chosen its label is the original, also if it is replaced or kept; elsewhere it is −100."""
     for seed, (shape, p) in enumerate((((3, 40), 0.15), ((2, 7), 0.5))):
         draws = puzzle(*shape, seed=seed)
-        chosen, _, expected = answered(*draws, p)
+        chosen, _, expected = answered(draws, p)
         _, labels = both(student.mask_tokens(*draws, MASK, SPECIAL, p), shape)
         assert_close(labels[chosen], expected[chosen], name="the labels of the chosen tokens")
         assert_close(labels[~chosen], expected[~chosen], name="the labels of the others")
@@ -801,7 +802,7 @@ def test_chosen_tokens_are_masked_replaced_or_kept(student: Student) -> None:
     draws = puzzle(*shape, seed=5)
     kind = draws[2]
     for p in (0.95, 0.5):
-        chosen, expected, _ = answered(*draws, p)
+        chosen, expected, _ = answered(draws, p)
         inputs, _ = both(student.mask_tokens(*draws, MASK, SPECIAL, p), shape)
         for what, where in (
             ("masked", kind < 0.8),
@@ -817,7 +818,7 @@ def test_what_is_not_chosen_stays(student: Student) -> None:
     """A token that is not chosen stays as it is, whatever its random_kind is: most of the text can still be read."""
     shape = (4, 60)
     draws = puzzle(*shape, seed=6)
-    chosen, expected, _ = answered(*draws, 0.15)
+    chosen, expected, _ = answered(draws, 0.15)
     inputs, _ = both(student.mask_tokens(*draws, MASK, SPECIAL, 0.15), shape)
     assert_close(inputs[~chosen], expected[~chosen], name="the inputs that were not chosen")
     assert (inputs[chosen] != draws[0][chosen]).any(), "No chosen token was changed."
@@ -981,8 +982,8 @@ def test_spans_that_touch_are_one(student: Student) -> None:
         ):
             same(found, expected, name, f"{n} tokens, spans {spans}")
     joined = [(2, 4), (4, 6)]
-    found = corrupted(student, 8, joined, SENTINELS[:2])
-    assert found == tuple(by_mask(8, joined, SENTINELS)), "Two spans that touch need no more than two sentinels in all."
+    pair = corrupted(student, 8, joined, SENTINELS[:2])
+    assert pair == by_mask(8, joined, SENTINELS), "Two spans that touch need no more than two sentinels in all."
 
 
 @pytest.mark.exercise("corrupt_spans")
