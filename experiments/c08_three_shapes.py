@@ -194,14 +194,13 @@ SHAPES = {
 def hidden_width(shape: str, task: str, items: tuple[tuple[str, Any], ...]) -> int:
     """The width of the feed-forward layers that brings an encoder–decoder nearest to the others."""
     config = dict(items)
-    one = OneStack("decoder", config)
 
-    def off(d_hidden: int) -> int:
-        if shape == "both_parameters":
-            return abs(parameters(TwoStacks(config["n_layers"] // 2, d_hidden, config)) - parameters(one))
-        return abs(flops(TwoStacks(config["n_layers"], d_hidden, config), task, config) - flops(one, task, config))
+    def cost(model: nn.Module) -> int:
+        return parameters(model) if shape == "both_parameters" else flops(model, task, config)
 
-    return min(range(8, 8 * config["d_model"], 8), key=off)
+    n_layers = config["n_layers"] // (2 if shape == "both_parameters" else 1)
+    narrow, wider = (cost(TwoStacks(n_layers, d_hidden, config)) for d_hidden in (8, 16))  # a straight line
+    return 8 + 8 * round((cost(OneStack("decoder", config)) - narrow) / (wider - narrow))
 
 
 def new(shape: str, task: str, seed: int, config: Config) -> nn.Module:
