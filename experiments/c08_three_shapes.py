@@ -23,8 +23,8 @@ cache.
 
 Every shape gets the same training examples, fresh ones at every step. The learning rate of each shape and task is the
 one with the lowest validation loss on a seed of its own. Accuracy is on new examples: answers, or whole translations,
-written greedily and equal to a right one. Sizes and wording come from pilot runs, on the seed of tuning. A run of seconds learns
-no translation: reduced, it checks the counts, and that all shapes run.
+written greedily and equal to a right one. Sizes and wording come from pilot runs, on the seed of tuning. A run of
+seconds learns no translation: reduced, it checks the counts, and that all shapes run.
 """
 
 from collections.abc import Callable, Sequence
