@@ -9,6 +9,10 @@ Judged by: nats a token over windows of the test split, each variant against the
 fixes the batches, and the numbers that both begin with. Each variant has the learning rate that suits it best on
 validation data, of those tried in a shorter run with a seed of its own. What is taken out takes its parameters along:
 this says what a part is worth where it stands, not what its parameters would be worth elsewhere.
+
+A first run of 250 steps on seeds 0 to 2 refuted the claim: at 5.5 nats, before the model had learnt which token follows
+which, it was better without attention (by 0.48 nats), positions (0.47) or norms (0.32), and worse only without
+residuals (0.48). This run asks the same of models that have trained for twelve times as long, on fresh seeds.
 """
 
 from collections.abc import Sequence
@@ -165,12 +169,12 @@ EXPERIMENT = Experiment(
         "n_heads": 4,
         "length": 64,
         "batch": 8,
-        "steps": 250,
+        "steps": 3000,
         "tokens": None,
-        "learning_rates": [0.001, 0.003, 0.01],
-        "tuning_seed": 100,
-        "tuning_steps": 80,
-        "test_batches": 8,
+        "learning_rates": [0.002, 0.006, 0.018],
+        "tuning_seed": 101,
+        "tuning_steps": 600,
+        "test_batches": 24,
         "variants": list(VARIANTS),
     },
     reduced={
@@ -185,7 +189,7 @@ EXPERIMENT = Experiment(
         "test_batches": 2,
         "variants": ["whole", "no_attention"],
     },
-    seeds=(0, 1, 2),
+    seeds=(3, 4, 5),
 )
 
 if __name__ == "__main__":
