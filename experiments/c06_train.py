@@ -220,10 +220,10 @@ def verdict(found: Results) -> Verdict:
 EXPERIMENT = Experiment(
     name="c06_train",
     claim=(
-        "A GPT of 4 blocks and 128 channels, trained on Python's own documentation for less than 3 minutes of one core, "
-        "predicts test text better than bigram counts, beyond the 95 % interval, and at least 0.5 nats a token better "
-        "where it can see 128 tokens than where it can see one. It has not learnt the text by heart: fewer of the runs "
-        "of 8 tokens in its samples stand in the training text than of those in the test text."
+        "A GPT of 4 blocks and 128 channels, trained on Python's own documentation for less than 3 minutes of one "
+        "core, predicts test text better than bigram counts, beyond the 95 % interval, and at least 0.5 nats a token "
+        "better where it can see 128 tokens than where it can see one. It has not learnt the text by heart: fewer of "
+        "the runs of 8 tokens in its samples stand in the training text than of those in the test text."
     ),
     run=run,
     verdict=verdict,
