@@ -34,6 +34,7 @@
 # | `learning_rate` | ●○○ | 10 | 2 |
 # | `accumulate` | ●●● | 20 | 4 |
 # | `Mended` | ●●○ | 20 | 3 |
+# | in your own words | ●○○ | 10 | 2 |
 #
 # ## Conventions
 #
@@ -836,8 +837,25 @@ else:
 
 # %% [markdown]
 # Nothing in it was written by hand: no grammar, no word, not even what a space is. It is one number, the loss, made
-# smaller some hundred times. And nothing in it is true, or meant to be. It continues.
+# smaller some thousand times. And nothing in it is true, or meant to be. It continues.
 #
+# ## In your own words (2 points)
+#
+# A friend has read that *all the words of a text vote on the next one*. Explain in four to six sentences, without a
+# formula, what a GPT does instead: which vector predicts, how the other words get their say, and what happens at every
+# position while it is trained that is not needed while it writes. A person reads this, and no test.
+
+# %% [markdown] question="explain" points=2
+# Two points for all three; one for two of them.
+#
+# - One vector predicts: that of the last position, after the last block and norm, compared with every token's vector.
+#   The others are not counted, averaged or asked.
+# - What the earlier words have to say came into that vector on the way, through attention, block by block. What attention
+#   did not bring, the prediction does not know.
+# - In training every position predicts the token after itself, all at once, and each gives a loss; the causal mask makes
+#   that an honest exercise. While writing only the last position's prediction is new, so only that one is used.
+
+# %% [markdown]
 # ## What decides your mark
 #
 # The checks above are the friendly part. Hidden tests decide: they draw all weights anew, gains and biases too, compare
