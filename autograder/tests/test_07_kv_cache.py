@@ -409,7 +409,9 @@ def test_keys_and_values_go_into_the_cache_head_by_head(student: Student) -> Non
     layer, cache = loaded(student, 3, weights), student.KVCache()
     with torch.no_grad():
         in_chunks(layer, x, (4, 1), cache, 1)
-        given = cache.calls[0][1:]
+        calls = cache.calls
+        assert calls, "The layer was given a cache and never updated it."
+        given = calls[0][1:]
         assert given == ((2, 3, 4, 4),) * 2, f"Of 4 positions the cache was given keys and values of shapes {given}."
         last = normal(2, 3, 1, 4, seed=3)
         k, v = two(cache.update(1, last, last))
