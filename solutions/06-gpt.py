@@ -850,10 +850,10 @@ else:
 #
 # - One vector predicts: that of the last position, after the last block and norm, compared with every token's vector.
 #   The others are not counted, averaged or asked.
-# - What the earlier words have to say came into that vector on the way, through attention, block by block. What attention
-#   did not bring, the prediction does not know.
-# - In training every position predicts the token after itself, all at once, and each gives a loss; the causal mask makes
-#   that an honest exercise. While writing only the last position's prediction is new, so only that one is used.
+# - What the earlier words have to say came into that vector on the way, through attention, block by block. What
+#   attention did not bring, the prediction does not know.
+# - In training every position predicts the token after itself, all at once, and each gives a loss; the causal mask
+#   makes that an honest exercise. While writing only the last prediction is new, so only that one is used.
 
 # %% [markdown]
 # ## What decides your mark
