@@ -800,10 +800,10 @@ try:
     length = 32 if fast else 128
     torch.manual_seed(0)
     model = GPT(corpus.VOCABULARY, length, d_model=32 if fast else 128, n_layers=1 if fast else 4, n_heads=4)
-    settings = train.Settings(steps=30 if fast else 500, lr=3e-3, warmup=10 if fast else 50, device="cpu")
+    settings = train.Settings(steps=30 if fast else 2400, lr=3e-3, warmup=10 if fast else 240, device="cpu")
     history = train.fit(
         model,
-        train.windows(corpus.tokens(split="train"), batch=4 if fast else 16, length=length),
+        train.windows(corpus.tokens(split="train"), batch=4, length=length),
         settings,
         validation=train.windows(corpus.tokens(split="validation"), batch=16, length=length),
         quiet=fast,
