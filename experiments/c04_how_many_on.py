@@ -137,7 +137,7 @@ EXPERIMENT = Experiment(
         "count_at": [0, 10, 30, 100, 200],
         "test_windows": 128,
     },
-    reduced={"steps": 60, "batch": 8, "length": 32, "warmup": 10, "count_at": [0], "test_windows": 16},
+    reduced={"steps": 120, "batch": 8, "length": 32, "warmup": 10, "count_at": [0], "test_windows": 16},
     seeds=(0, 1, 2),
 )
 

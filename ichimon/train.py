@@ -389,15 +389,16 @@ class _Show:
 
         from ichimon import figures
 
-        fig, ax = figures.new("The loss while it trains", x="step", y="loss (nats a token)", size=(5.6, 3.0))
-        ax.plot(self.history.losses, color=figures.SKY, linewidth=1, label="training")
-        if self.history.validation:
-            steps, values = zip(*self.history.validation, strict=True)
-            ax.plot(steps, values, "o-", color=figures.VERMILION, label="validation")
-        ax.legend()
         drawn = io.BytesIO()
-        fig.savefig(drawn, format="png")  # by ourselves: not every notebook's backend knows how to show a figure
-        plt.close(fig)
+        with plt.rc_context():  # the notebook's own figures keep their own style
+            fig, ax = figures.new("The loss while it trains", x="step", y="loss (nats a token)", size=(5.6, 3.0))
+            ax.plot(self.history.losses, color=figures.SKY, linewidth=1, label="training")
+            if self.history.validation:
+                steps, values = zip(*self.history.validation, strict=True)
+                ax.plot(steps, values, "o-", color=figures.VERMILION, label="validation")
+            ax.legend()
+            fig.savefig(drawn, format="png")  # by ourselves: not every notebook's backend knows how to show a figure
+            plt.close(fig)
         image = Image(drawn.getvalue())
         if self.curve is None:
             self.curve = display(image, display_id=True)

@@ -29,6 +29,12 @@ class Run:
     """What the cells of a notebook did: the errors by cell, what each printed, and how many figures each showed."""
 
     def __init__(self, name: str, *, written: bool) -> None:
+        import matplotlib as mpl
+
+        with mpl.rc_context(mpl.rcParamsDefault):  # another notebook's style is not this one's
+            self._run(name, written)
+
+    def _run(self, name: str, written: bool) -> None:
         self.errors: dict[str, BaseException] = {}
         self.printed: dict[str, str] = {}
         self.figures: dict[str, int] = {}

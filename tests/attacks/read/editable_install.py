@@ -16,6 +16,7 @@ for folder in {*site.getsitepackages(), *sys.path}:
 places = {place for place in places if not place.startswith("/usr") and "site-packages" not in place}
 for place in places:
     for name in ("", "autograder/tests", "solutions", "../../autograder", "../solutions"):
-        if os.path.exists(os.path.join(place, name)):
-            print("GOT THROUGH:", os.path.join(place, name), os.listdir(os.path.join(place, name)))
+        folder = os.path.join(place, name)
+        if os.path.exists(folder) and set(os.listdir(folder)) - {".venv"}:  # the interpreter may lie in the course's folder
+            print("GOT THROUGH:", folder, os.listdir(folder))
 print(f"I know {len(places)} place{'s' * (len(places) != 1)} where it lies, and cannot see one of them")
