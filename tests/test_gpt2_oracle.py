@@ -6,6 +6,7 @@ Here transformers itself has the word.
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -136,3 +137,17 @@ def test_the_grader_does_not_import_transformers() -> None:
     source = (ROOT / "autograder/tests/test_06_gpt.py").read_text(encoding="utf-8")
     assert "import transformers" not in source
     assert "from transformers" not in source
+
+
+def test_a_checkpoint_that_transformers_saved_is_loaded_by_name(reference: ModuleType, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    sizes = (29, 12, 12, 2, 3)
+    theirs = transformers_gpt2(*sizes)
+    randomise(theirs, seed=4)
+    theirs.save_pretrained(tmp_path)
+    ours = reference.GPT(*sizes)
+    ours.load_state_dict(reference.from_gpt2(load_file(tmp_path / "model.safetensors")))
+    ids = torch.randint(29, (3, 11), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)

@@ -92,6 +92,7 @@ def _like_a_student() -> Iterator[None]:
         patch.setenv("ICHIMON_FAST", "0" if NIGHTLY else "1")
         patch.setattr(builtins, "display", lambda *shown: print(*shown), raising=False)
         patch.chdir(os.fspath(ROOT / "notebooks"))
+        patch.setenv("ICHIMON_NOTEBOOKS", os.fspath(ROOT / "_build/nbgrader/source"))  # as if all others were solved
         backend = mpl.get_backend()
         mpl.use("agg")
         yield
