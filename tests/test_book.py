@@ -173,6 +173,21 @@ def test_the_query_moves_with_the_arrow_keys_and_shares_stay_shares(browser: Bro
     assert abs(sum(int(share) for share in re.findall(r"(\d+)%", after)) - 100) <= 3
 
 
+def test_a_query_and_a_key_that_move_together_keep_their_score(browser: Browser, site: Path) -> None:
+    page = opened(browser, site, "book/03-position.html")
+    together, alone = page.locator(".turn-figure input").all()
+    score, tip = page.locator(".turn-figure [aria-live]"), page.locator(".turn-figure circle").first
+    before, place = score.text_content(), tip.get_attribute("cx")
+    together.focus()
+    for _ in range(7):
+        page.keyboard.press("ArrowRight")
+    assert tip.get_attribute("cx") != place, "nothing moved"
+    assert score.text_content() == before
+    alone.focus()
+    page.keyboard.press("ArrowRight")
+    assert score.text_content() != before
+
+
 def test_print_is_light_and_unfolds_every_answer(browser: Browser, site: Path) -> None:
     page = opened(browser, site, ATTENTION, color_scheme="dark")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
