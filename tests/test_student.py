@@ -3,12 +3,14 @@ lost."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from autograder.grading import names_of_others
 from autograder.report import Outcome, clean
 from autograder.sandbox.jail import Jail, Limits, WorkerLost
 from autograder.student import Remote, Student, StudentError, Unfinished, assert_close, same_transcript, tensor
@@ -259,3 +261,29 @@ def test_transcripts_are_equal_within_rounding_only() -> None:
 def test_text_from_a_submission_loses_control_and_direction_characters() -> None:
     assert clean("a\x1b[31mb\u202ec\x00\nd") == "abc\nd"
     assert len(clean("x" * 50_000)) < 2100
+
+
+@pytest.mark.parametrize(
+    ("source", "borrows"),
+    [
+        ("def softmax(x): return x.exp()", False),
+        ("y = softmax(x)  # not torch.softmax", False),
+        ("y = x.softmax(-1)", True),
+        ("y = getattr(torch, 'softmax')(x, -1)", True),
+        ("from torch import exp, softmax as s", True),
+        ("from torch.nn.functional import (\n    relu,\n    softmax,\n)", True),
+        ("import torch\n\nsoftmax = 1", False),
+    ],
+)
+def test_only_naming_the_librarys_function_is_a_borrowing(source: str, borrows: bool) -> None:
+    assert ("softmax" in names_of_others(source)) is borrows
+
+
+@pytest.mark.parametrize("part", ["import (", "import ", "from ", ". ", "' ", '"', "import (a, "])
+def test_looking_for_borrowings_takes_time_in_proportion_to_the_text(part: str) -> None:
+    def seconds(times: int) -> float:
+        start = time.process_time()
+        names_of_others(part * times)
+        return time.process_time() - start
+
+    assert seconds(200_000) < 40 * max(seconds(20_000), 0.005)

@@ -749,6 +749,17 @@ def alibi_bias(n_heads, n):
     return -torch.tensor(slopes)[:, None, None] * (i[:, None] - i).clamp(min=0)
 
 
+# %% alibi_bias: the slopes from small to large
+# caught by: test_slopes_for_a_power_of_two_heads
+# says: The slopes are there in the reverse order: head 0 has the steepest.
+def alibi_bias(n_heads, n):
+    power = 2 ** int(math.log2(n_heads))
+    slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
+    slopes += [2 ** (-4 * h / power) for h in range(1, 2 * (n_heads - power), 2)]
+    i = torch.arange(n)
+    return -torch.tensor(slopes[::-1])[:, None, None] * (i[:, None] - i).clamp(min=0)
+
+
 # %% alibi_bias: heads from 0
 # caught by: test_slopes_for_a_power_of_two_heads
 # says: The heads are counted from 0 in the exponent, so that the first slope is 1: it should be 2^(−8/n_heads).
