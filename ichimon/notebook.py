@@ -364,11 +364,13 @@ def _source_cells(path: Path) -> list[Cell]:
         header = {key: value for key, value in raw.metadata.items() if key not in _LAYOUT}
         source = raw.source.strip("\n")
         begins = source.partition("\n")[0]
+        headers = [header]
+        if isinstance(several := header.get("stand_in"), str):  # "A, B": the same for both
+            headers = [{**header, "stand_in": name} for name in several.split(", ")]
         try:
-            cell = _source_cell(raw.cell_type, source, header, seen)
+            found += [_source_cell(raw.cell_type, source, one, seen) for one in headers]
         except NotebookError as error:
             raise NotebookError(f"{_name(path)}, cell {position} (“{begins}”): {error}") from None
-        found.append(cell)
     try:
         _check_source(found)
     except NotebookError as error:

@@ -671,34 +671,7 @@ try:
 except NotImplementedError:
     print("Finish corrupt_spans first, then run this cell again.")
 
-# %% stand_in="EncoderLayer"
-import torch  # noqa: E402
-
-
-class CrossAttention(torch.nn.Module):
-    def __init__(self, d_model, n_heads, bias=False, scale=None):
-        super().__init__()
-        self.n_heads, self.scale = n_heads, scale
-        for letter in "qkvo":
-            self.add_module(f"{letter}_proj", torch.nn.Linear(d_model, d_model, bias=bias))
-
-    def forward(
-        self, x, memory, mask=None, position_bias=None, pytorchs=torch.nn.functional.scaled_dot_product_attention
-    ):
-        if mask is not None and mask.dtype != torch.bool:
-            raise TypeError(f"a mask is boolean, not {mask.dtype}")
-        parts = (self.q_proj(x), self.k_proj(memory), self.v_proj(memory))
-        q, k, v = (torch.stack(part.chunk(self.n_heads, -1), 1) for part in parts)
-        allowed = torch.ones((), dtype=torch.bool) if mask is None else mask
-        bias = torch.zeros((), dtype=q.dtype) if position_bias is None else position_bias
-        shape = (*q.shape[:-1], k.shape[-2])
-        bias = torch.where(allowed, bias, -torch.inf).expand(shape)
-        heads = pytorchs(q, k, v, attn_mask=bias, scale=self.scale)
-        heads = heads.masked_fill(~allowed.expand(shape).any(-1, keepdim=True), 0)
-        return self.o_proj(torch.cat(heads.unbind(1), -1))
-
-
-# %% stand_in="DecoderLayer"
+# %% stand_in="EncoderLayer, DecoderLayer"
 import torch  # noqa: E402
 
 

@@ -122,6 +122,14 @@ def test_a_source_gives_cells_with_roles_exercises_and_points(tmp_path: Path) ->
     assert notebook.assignment(tmp_path / "90-tiny.py") == "90-tiny"
 
 
+def test_one_stand_in_may_serve_several_exercises(tmp_path: Path) -> None:
+    path = tmp_path / "90-tiny.py"
+    path.write_text(SOURCE.replace('stand_in="area"', 'stand_in="double, area"'), encoding="utf-8")
+    found = [cell for cell in notebook.cells(path) if cell.role == "stand-in"]
+    assert [(cell.exercise, cell.id) for cell in found] == [("double", "stand-in-double"), ("area", "stand-in-area")]
+    assert found[0].source == found[1].source
+
+
 def test_a_comment_that_looks_like_a_shell_command_stays_a_comment(tmp_path: Path) -> None:
     see = next(cell for cell in notebook.cells(write_source(tmp_path)) if cell.role == "see")
     assert see.source.startswith("# cat the results")
