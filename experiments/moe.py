@@ -76,7 +76,9 @@ class MoE(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(n_experts, 2 * d_hidden, d_model))
         self.down = nn.Parameter(torch.empty(n_experts, d_model, d_hidden))
         self.shared = SwiGLU(d_model, shared) if shared else None
+        self.bias: Tensor
         self.register_buffer("bias", torch.zeros(n_experts))
+        self.table: Tensor
         self.register_buffer("table", torch.rand(vocabulary, n_experts).topk(top_k, -1).indices)
         self.ids: Tensor | None = None  # of the tokens that come next: `loss` and `routes` say them
         self.logits: Tensor | None = None
