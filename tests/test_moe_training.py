@@ -106,7 +106,7 @@ def test_a_run_stopped_by_control_c_goes_on_with_the_losses_it_would_have_had(tm
 
 
 def test_two_processes_take_the_steps_of_one_that_accumulates_two_batches(tmp_path: Path) -> None:
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     done = command(
         "moe", "--preset", "fast", "--device", "cpu", "--checkpoint", str(tmp_path / "run"), launcher=launcher
     )
