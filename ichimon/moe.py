@@ -55,6 +55,7 @@ class Preset:
     training: train.Settings
     text: Literal["library", "enwik8"] = "library"
     vocabulary: int = corpus.VOCABULARY
+    router_std: float = 0.2  # a router that begins decided learns faster: experiments/moe-against-dense.py
     balance: float = 0.01  # weight of the balancing loss, which is 1 for each layer at balance
 
 
@@ -186,6 +187,9 @@ def build(preset: Preset, kind: Kind = "moe", parts: Parts = "transformers") -> 
         **shape,
     )
     model = MixtralForCausalLM(config)
+    for block in model.model.layers:
+        nn.init.normal_(block.mlp.gate.weight, std=preset.router_std)
+        block.mlp.experts.forward = partial(_as_autocast_would, block.mlp.experts, block.mlp.experts.forward)
     if parts == "mine":
         layer = mine("13-router").MoELayer
         for block in model.model.layers:
@@ -309,6 +313,16 @@ def load_trained(kind: Kind = "moe") -> nn.Module:
 
 
 # -- the parts --------------------------------------------------------------------------------------------------------
+
+
+def _as_autocast_would(experts: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Grouped products take no part in autocast, and would run in float32: give the experts its dtype."""
+    kind = inputs[0].device.type
+    dtype = torch.get_autocast_dtype(kind)
+    if not torch.is_autocast_enabled(kind) or next(experts.parameters()).dtype == dtype:
+        return forward(*inputs)
+    weights = {name: weight.to(dtype) for name, weight in experts.named_parameters()}
+    return torch.func.functional_call(experts, weights, inputs)
 
 
 def _own(model: nn.Module) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import jupytext
 import pytest
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from ichimon import corpus, moe, train
 from ichimon.moe import PRESETS
 from ichimon.train import TrainingError
 
+ROOT = Path(__file__).resolve().parents[1]
 FAST = PRESETS["fast"]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -120,6 +122,49 @@ def test_two_processes_take_the_steps_of_one_that_accumulates_two_batches(tmp_pa
     torch.testing.assert_close(torch.tensor(together), torch.tensor(alone.history.losses), atol=2e-4, rtol=0)
 
 
+def test_in_bf16_the_experts_compute_in_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[torch.dtype] = set()
+    grouped_mm = torch.nn.functional.grouped_mm
+
+    def listens(x: torch.Tensor, weights: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
+        seen.update((x.dtype, weights.dtype))
+        return grouped_mm(x, weights, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", listens)
+    half = replace(FAST, training=replace(FAST.training, precision="bf16"))
+    done = moe.run(half, quiet=True, device="cpu")
+    assert done.history.precision == "bf16"
+    assert seen == {torch.bfloat16}
+    assert {weight.dtype for weight in done.model.parameters()} == {torch.float32}, "the weights stay in float32"
+    assert done.history.losses[-1] < done.history.losses[0]
+
+
+@pytest.fixture
+def my_notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The notebooks of a student who has done chapters 13 and 14: the reference plays the student."""
+    for name in ("13-router", "14-balance"):
+        jupytext.write(jupytext.read(ROOT / f"solutions/{name}.py"), tmp_path / f"{name}.ipynb")
+    monkeypatch.setenv("ICHIMON_NOTEBOOKS", str(tmp_path))
+    return tmp_path
+
+
+def test_with_my_parts_the_losses_are_those_of_transformers_parts(my_notebooks: Path, run: moe.Run) -> None:
+    mine = moe.run("fast", parts="mine", quiet=True, device="cpu")
+    torch.testing.assert_close(torch.tensor(mine.history.losses), torch.tensor(run.history.losses), atol=2e-4, rtol=0)
+    assert mine.flops == run.flops
+    ids = torch.randint(FAST.vocabulary, (2, FAST.length))
+    assert moe.experts_of(mine.model, ids).shape == (FAST.n_layers, ids.numel(), FAST.top_k)
+
+
+def test_what_ships_with_the_course_is_small_and_better_than_chance() -> None:
+    sizes = [path.stat().st_size for path in moe.TRAINED.glob("*.safetensors")]
+    assert len(sizes) == 2
+    assert sum(sizes) < 5_000_000
+    batches = train.windows(corpus.tokens(corpus.PROSE + corpus.CODE, "test"), batch=8, length=128)
+    losses = {kind: train.evaluate(moe.load_trained(kind), batches, 8) for kind in ("moe", "dense")}  # type: ignore[arg-type]
+    assert losses["moe"] < losses["dense"] < 4.2
+
+
 def test_the_command_says_what_it_does_and_what_came_out() -> None:
     done = command("moe", "--preset", "fast")
     assert done.returncode == 0, done.stderr
@@ -182,3 +227,15 @@ def test_on_a_gpu_the_large_model_trains_in_bf16() -> None:
     done = moe.run(large, steps=20, quiet=True)
     assert (done.history.device, done.history.precision) == ("cuda", "bf16")
     assert done.history.losses[-1] < done.history.losses[0]
+
+
+def test_the_shares_are_drawn_under_the_curve(run: moe.Run) -> None:
+    from matplotlib.figure import Figure
+
+    watch = moe.Shares(run.model, FAST)
+    watch.seen = list(run.shares)
+    ax = Figure().add_subplot()
+    watch.draw(ax)
+    assert ax.images[0].get_array().shape == (FAST.n_layers, FAST.n_experts)  # type: ignore[union-attr]
+    assert ax.get_title() == "Share of each expert"
+    watch.close()
