@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import shutil
 import signal
 import sys
@@ -384,7 +385,10 @@ def _resume(accelerator: Accelerator, folder: Path, settings: Settings, history:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, so that a step is finished first; a second one interrupts at once."""
+    """Ctrl-C sets the event, so that a step is finished first; a second one interrupts at once.
+
+    torchrun passes a Ctrl-C on to processes that have had it from the terminal, so there the second one is the first.
+    """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted
@@ -392,7 +396,8 @@ def _interruptible() -> Iterator[threading.Event]:
 
     def on_signal(number: int, frame: Any) -> None:
         interrupted.set()
-        signal.signal(signal.SIGINT, before)
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            signal.signal(signal.SIGINT, before)
 
     before = signal.signal(signal.SIGINT, on_signal)
     try:

@@ -36,6 +36,12 @@ def command(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Compl
     )
 
 
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 90
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def test_it_learns_and_counts_what_it_did(run: moe.Run) -> None:
     assert run.history.losses[-1] < run.history.losses[0]
     assert run.history.tokens == FAST.training.steps * FAST.batch * FAST.length
@@ -91,9 +97,7 @@ def test_a_run_stopped_by_control_c_goes_on_with_the_losses_it_would_have_had(tm
         [sys.executable, "-m", "ichimon.train", "moe", "--preset", "fast", "--steps", "400", "--checkpoint", folder],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_THREAD,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (folder / "run.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(folder / "run.json")
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 0
@@ -120,6 +124,22 @@ def test_two_processes_take_the_steps_of_one_that_accumulates_two_batches(tmp_pa
     together = json.loads((tmp_path / "run" / "run.json").read_text())["history"]["losses"]
     alone = moe.run(replace(FAST, training=replace(FAST.training, accumulate=2)), quiet=True, device="cpu")
     torch.testing.assert_close(torch.tensor(together), torch.tensor(alone.history.losses), atol=2e-4, rtol=0)
+
+
+def test_control_c_reaches_all_processes_at_the_same_step(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ichimon.train",
+         "moe", "--preset", "fast", "--device", "cpu", "--steps", "2000", "--checkpoint", folder],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_THREAD, start_new_session=True,
+    )  # fmt: skip
+    wait_for(folder / "run.json")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said = process.communicate(timeout=60)
+    kept = json.loads((folder / "run.json").read_text())["history"]
+    assert kept["stopped"], said[1]
+    assert 10 <= len(kept["losses"]) < 2000
+    assert (folder / "random_states_1.pkl").exists()
 
 
 def test_in_bf16_the_experts_compute_in_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
