@@ -1,9 +1,9 @@
 """How fast is an MoE layer, written in seven ways, beside a dense layer of the same arithmetic?
 
 Forward and backward in float32 on one thread. Each layer includes its router. The dense layer is a plain SwiGLU of
-top_k · d_hidden hidden units, so what each token is multiplied with is as much as in its top_k experts; in all rows that
-is seven times d_model, as in Mixtral 8x7B. The number reported is the dense layer's CPU time divided by the MoE layer's:
-1 means that sorting tokens to experts costs nothing. All take turns, and medians are compared.
+top_k · d_hidden hidden units, so each token is multiplied with as many numbers as in its top_k experts; in all rows
+that is seven times d_model, as in Mixtral 8x7B. The number reported is the dense layer's CPU time divided by the MoE
+layer's: 1 means that sending tokens to experts costs nothing. All take turns, and medians are compared.
 """
 
 import json

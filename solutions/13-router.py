@@ -190,8 +190,8 @@ class MoELayer(nn.Module):
         ### BEGIN SOLUTION
         self.top_k, self.renormalise = top_k, renormalise
         self.router = nn.Linear(d_model, n_experts, bias=False)
-        self.gate_up = nn.Parameter(torch.randn(n_experts, 2 * d_hidden, d_model) / math.sqrt(d_model))
-        self.down = nn.Parameter(torch.randn(n_experts, d_model, d_hidden) / math.sqrt(d_hidden))
+        self.gate_up = nn.Parameter(0.02 * torch.randn(n_experts, 2 * d_hidden, d_model))
+        self.down = nn.Parameter(0.02 * torch.randn(n_experts, d_model, d_hidden))
         ### END SOLUTION
 
     def forward(self, x: Float[Tensor, "batch n d_model"]) -> Float[Tensor, "batch n d_model"]:

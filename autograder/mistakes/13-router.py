@@ -18,7 +18,7 @@ def route(logits, top_k, renormalise=True):
 
 
 # %% route: the two conventions swapped
-# caught by: test_renormalised_weights_share_one_among_the_chosen, test_weights_as_they_are_are_probabilities_among_all
+# caught by: test_weights_are_renormalised_unless_told_otherwise, test_weights_as_they_are_are_probabilities_among_all
 # says: The two conventions are swapped: renormalise=True is the one whose weights sum to 1.
 def route(logits, top_k, renormalise=True):
     weights, experts = logits.softmax(-1, dtype=torch.float32).topk(top_k)
@@ -514,16 +514,18 @@ def grouped_experts(x, weights, experts, gate_up, down):
     return out
 
 
-# %% grouped_experts: the last idle experts are missing
-# caught by: test_experts_without_a_token_work
-# says: bincount ends at the largest number that occurs: if the last experts are idle, there are fewer blocks than experts (minlength).
+# %% grouped_experts: every expert gets as many rows
+# caught by: test_each_token_gets_the_weighted_sum_of_its_experts, test_experts_without_a_token_work
+# says: The sorted rows are cut into blocks of equal size, as if every expert were chosen equally often: count first.
 def grouped_experts(x, weights, experts, gate_up, down):
     order = experts.flatten().argsort()
     token = order // experts.shape[1]
-    ends = experts.flatten().bincount().cumsum(0).int()
-    gate, up = F.grouped_mm(x[token], gate_up.mT, offs=ends).chunk(2, -1)
-    y = F.grouped_mm(F.silu(gate) * up, down.mT, offs=ends) * weights.flatten()[order, None]
-    return torch.zeros_like(x).index_add(0, token, y)
+    size = -(-len(order) // len(down))
+    out = torch.zeros_like(x)
+    for e, (to, slot) in enumerate(zip(token.split(size), order.split(size))):
+        gate, up = (x[to] @ gate_up[e].T).chunk(2, -1)
+        out = out.index_add(0, to, (F.silu(gate) * up) @ down[e].T * weights.flatten()[slot, None])
+    return out
 
 
 # %% grouped_experts: results overwrite each other
@@ -536,19 +538,6 @@ def grouped_experts(x, weights, experts, gate_up, down):
     gate, up = F.grouped_mm(x[token], gate_up.mT, offs=ends).chunk(2, -1)
     out = torch.zeros_like(x)
     out[token] = F.grouped_mm(F.silu(gate) * up, down.mT, offs=ends) * weights.flatten()[order, None]
-    return out
-
-
-# %% grouped_experts: += on repeated rows
-# caught by: test_each_token_gets_the_weighted_sum_of_its_experts
-# says: out[token] += y adds only once where a token stands twice in the index: index_add adds every time.
-def grouped_experts(x, weights, experts, gate_up, down):
-    order = experts.flatten().argsort()
-    token = order // experts.shape[1]
-    ends = experts.flatten().bincount(minlength=len(down)).cumsum(0).int()
-    gate, up = F.grouped_mm(x[token], gate_up.mT, offs=ends).chunk(2, -1)
-    out = torch.zeros_like(x)
-    out[token] += F.grouped_mm(F.silu(gate) * up, down.mT, offs=ends) * weights.flatten()[order, None]
     return out
 
 
