@@ -59,8 +59,8 @@ from torch import Tensor, nn
 # The router gives each token one number for each expert, a logit. A softmax turns them into probabilities
 # $p_1, \dots, p_{n_\text{experts}}$, and the token uses the `top_k` experts with the largest.
 #
-# How much does each of them count? Here the field has two conventions, and a model trained with one is broken by the
-# other:
+# How much does each of them count? Here the field has two conventions, and a model has to be run with the one that it
+# was trained with:
 #
 # | convention | weights of the chosen experts | with $p$ = 0.70, 0.20, 0.06, 0.04 and `top_k=2` | who |
 # |---|---|---|---|
