@@ -120,7 +120,7 @@ def route(logits, top_k, renormalise=True):
 
 
 # %% route: the weights are detached
-# caught by: test_the_router_learns_through_the_weights
+# caught by: test_the_router_learns_through_renormalised_weights, test_the_router_learns_through_weights_as_they_are
 # says: The values are right, but no gradient reaches the logits, so the router would never learn.
 def route(logits, top_k, renormalise=True):
     with torch.no_grad():

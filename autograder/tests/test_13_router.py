@@ -229,16 +229,26 @@ def test_the_results_have_the_dtypes_that_are_promised(student: Student) -> None
             assert_close(logits.gather(1, experts), logits.topk(2).values, name="the chosen logits")
 
 
-@pytest.mark.exercise("route", weight=1.5)
-def test_the_router_learns_through_the_weights(student: Student) -> None:
-    """The gradient of the logits is that of the softmax, and of the division where there is one."""
-    for top_k, renormalise in ((2, True), (2, False), (1, False), (4, True), (3, False)):
-        logits, upstream = normal(5, 6, seed=6).requires_grad_(), normal(5, top_k, seed=7)
-        expected = gradients(routing(logits, top_k, renormalise)[0], upstream, logits=logits)["logits"]
-        weights, _ = routed(student, logits, top_k, renormalise)
-        found = gradients(weights, upstream, logits=logits)["logits"]
-        claim = f"top_k {top_k}, renormalise={renormalise}"
-        assert_close(found, expected, claim=claim, name="the gradient of the logits")
+def same_gradients(student: Student, top_k: int, renormalise: bool) -> None:
+    logits, upstream = normal(5, 6, seed=6).requires_grad_(), normal(5, top_k, seed=7)
+    expected = gradients(routing(logits, top_k, renormalise)[0], upstream, logits=logits)["logits"]
+    weights, _ = routed(student, logits, top_k, renormalise)
+    found = gradients(weights, upstream, logits=logits)["logits"]
+    assert_close(found, expected, claim=f"top_k {top_k}", name="the gradient of the logits")
+
+
+@pytest.mark.exercise("route")
+def test_the_router_learns_through_renormalised_weights(student: Student) -> None:
+    """The gradient of the logits goes through the softmax and the division."""
+    for top_k in (2, 4, 6, 1):
+        same_gradients(student, top_k, renormalise=True)
+
+
+@pytest.mark.exercise("route")
+def test_the_router_learns_through_weights_as_they_are(student: Student) -> None:
+    """The gradient of the logits goes through the softmax over all experts, also with a single expert a token."""
+    for top_k in (1, 2, 3):
+        same_gradients(student, top_k, renormalise=False)
 
 
 @pytest.mark.exercise("route", weight=0.5)
@@ -415,6 +425,7 @@ def test_tokens_do_not_meet(student: Student) -> None:
     layer = loaded(student, weights, 2)
     together = tensor(layer(x), shape=x.shape).detach()
     assert together.flatten(0, 1).std(0).gt(1e-3).all(), "All tokens give the same output."
+    assert not torch.allclose(together, x, atol=1e-3), "The layer gives x back as it came."
     for b, t in ((0, 0), (2, 3), (1, 2)):
         alone = layer(x[b : b + 1, t : t + 1])
         assert_close(alone, together[b : b + 1, t : t + 1], claim=f"token {t} of text {b} alone")
@@ -639,7 +650,10 @@ def test_the_router_counts_in_full_and_the_experts_by_share(student: Student) ->
 @pytest.mark.exercise("count_parameters", weight=2)
 def test_mixtral_is_counted_to_the_last_parameter(student: Student) -> None:
     """The shapes of Mixtral 8x7B give its published 47 and 13 billion, exactly as transformers counts them."""
-    same_counts(counted(student, mixtral_shapes(), 2), MIXTRAL, "Mixtral 8x7B")
+    shapes, one_of_all_layers = mixtral_shapes(), 32 * 3 * 14336 * 4096
+    for top_k in (2, 1, 5):
+        expected = (MIXTRAL[0], MIXTRAL[1] + (top_k - 2) * one_of_all_layers)
+        same_counts(counted(student, shapes, top_k), expected, f"Mixtral 8x7B, top_k {top_k}")
 
 
 @pytest.mark.exercise("count_parameters", weight=1.5)
