@@ -483,10 +483,10 @@ try:
             f"layers.{i}.experts.gate_up": (8, 2 * d_hidden, d_model),
             f"layers.{i}.experts.down": (8, d_model, d_hidden),
         }
-    print("experts a token uses         total        active   share")
-    for top_k in range(1, 9):
-        total, active = count_parameters(shapes, top_k)
-        print(f"{top_k:>20} {total:>13,} {active:>13,} {active / total:>7.1%}" + "   <- Mixtral" * (top_k == 2))
+    counts = {top_k: count_parameters(shapes, top_k) for top_k in range(1, 9)}
+    print("experts a token uses          total         active   share")
+    for top_k, (total, active) in counts.items():
+        print(f"{top_k:>20} {total:>14,} {active:>14,} {active / total:>7.1%}" + "   <- Mixtral" * (top_k == 2))
 except NotImplementedError:
     print("Finish count_parameters first, then run this cell again.")
 
