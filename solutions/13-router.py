@@ -565,9 +565,9 @@ except ImportError as error:
     print(f"This cell needs the course's own package: {error}")
 
 # %% [markdown]
-# What shares a colour is mostly form: ends of words, names, points and commas. And nothing made the router use its
-# experts evenly: some are busy, others idle. How to balance them is chapter 14, and what they specialise in is measured
-# in chapter 15.
+# In our run small words, points and commas share one colour, and pieces of nouns and names another: form, not subject.
+# And nothing made the router use its experts evenly: two of them get most of the tokens. How to balance them is
+# chapter 14, and what they specialise in is measured in chapter 15.
 #
 # ## What decides your mark
 #
