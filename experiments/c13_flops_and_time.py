@@ -12,6 +12,7 @@ With evenly spread choices, n tokens touch 8·(1 − (1 − 2/8)ⁿ) experts on 
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
             parameter.copy_(torch.randn(parameter.shape) / parameter.shape[-1] ** 0.5)
         whole, active = Dense(d_model, n_experts * d_hidden), Dense(d_model, top_k * d_hidden)
 
-        def by_sorting(x: Tensor, layer: nn.Module = layer) -> Tensor:
+        def by_sorting(x: Tensor, layer: Any = layer) -> Tensor:
             tokens = x.flatten(0, 1)
             weights, experts = chapter.route(layer.router(tokens), top_k)
             return chapter.grouped_experts(tokens, weights, experts, layer.gate_up, layer.down)
