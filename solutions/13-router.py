@@ -56,6 +56,7 @@ def route(
 # %% check="route" points=5
 assert callable(route), "route should be callable."
 
+
 # %% exercise="MoELayer"
 class MoELayer(nn.Module):
     """A feed-forward layer of n_experts SwiGLU experts, of which each token uses top_k.
@@ -89,6 +90,7 @@ class MoELayer(nn.Module):
 
 # %% check="MoELayer" points=8
 assert callable(MoELayer), "MoELayer should be callable."
+
 
 # %% exercise="grouped_experts"
 def grouped_experts(

@@ -199,7 +199,8 @@ assert router_z_loss(torch.zeros(2, 2, dtype=torch.bfloat16)).dtype == torch.flo
 print("The visible checks of router_z_loss pass.")
 
 # %% see="router_z_loss"
-# Two experts with logits s and s − 0.3. The probabilities are the same wherever s is. What bfloat16 makes of them is not.
+# Two experts with logits s and s − 0.3. The probabilities are the same wherever s is. What bfloat16 makes of them is
+# not.
 try:
     import matplotlib.pyplot as plt
 

@@ -457,8 +457,8 @@ def chosen(tokens: Tensor, n: int) -> Tensor:
 def experts_turn(logits: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
     """Expert by expert, with sorted lists."""
     p = logits.double().exp() / logits.double().exp().sum(-1, keepdim=True)
-    rows = [sorted(range(len(p)), key=lambda t, i=i: -p[t, i].item())[:capacity] for i in range(p.shape[1])]
-    tokens = torch.tensor(rows)
+    rows = [sorted(zip((-column).tolist(), range(len(p)), strict=True))[:capacity] for column in p.T]
+    tokens = torch.tensor([[token for _, token in row] for row in rows])
     return p.T.gather(-1, tokens).float(), tokens
 
 
