@@ -556,7 +556,7 @@ def hash_route(
 ) -> tuple[Float[Tensor, "tokens 1"], Int[Tensor, "tokens 1"]]:
     """Each token to the expert of its id; ids are dealt out, commonest first, to the expert with the least so far.
 
-    Source: Roller et al. 2021 (arXiv 2106.04426), section 3.1, balanced assignment.
+    Source: Roller et al. 2021 (arXiv 2106.04426), section 3, balanced assignment.
     """
     ### BEGIN SOLUTION
     table = torch.zeros_like(counts)
