@@ -85,7 +85,7 @@ EXPERIMENT = Experiment(
         "batch": 8,
         "steps": 300,
         "embedding_scale": 5,
-        "learning_rates": [0.003, 0.006, 0.012],
+        "learning_rates": [0.004, 0.01],
         "tuning_seed": 100,
         "test_batches": 6,
     },

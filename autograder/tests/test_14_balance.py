@@ -291,10 +291,12 @@ def limited(
     """weights and kept, kept as booleans whatever its dtype is, which has a test of its own. Constants earn nothing."""
     found = student.with_capacity(weights, experts, n_experts, factor, **priority)
     left, kept = pair(found, "with_capacity", tuple(experts.shape), "kept")
-    crowd = student.with_capacity(torch.ones(4, 1), torch.zeros(4, 1, dtype=torch.int64), 2, 1.0, **priority)
-    some = pair(crowd, "with_capacity", (4, 1), "kept")[1].bool()
-    assert some.any(), "Of four tokens that want one expert with room for two, none is kept."
-    assert not some.all(), "Of four tokens that want one expert with room for two, all are kept."
+    crowd = torch.zeros(64, 1, dtype=torch.int64)
+    crowd[::16] = 1
+    some = student.with_capacity(torch.ones(64, 1), crowd, 2, 1.0, **priority)
+    of_many = pair(some, "with_capacity", (64, 1), "kept")[1].bool()
+    assert of_many.any(), "Of sixty tokens that want one of two experts, none is kept."
+    assert not of_many.all(), "Of sixty tokens that want one of two experts, all are kept, with room for half of 64."
     return left, kept.bool()
 
 
@@ -584,7 +586,7 @@ def best(scores: Tensor, top_k: int) -> Tensor:
     return scores >= scores.sort(-1, descending=True).values[:, top_k - 1, None]
 
 
-BIASES = ((9, 5, 2), (7, 8, 3), (12, 4, 1))
+BIASES = ((40, 5, 2), (7, 8, 3), (12, 4, 1))
 
 
 @pytest.mark.exercise("bias_update", weight=2)
