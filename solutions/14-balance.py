@@ -223,7 +223,7 @@ except NotImplementedError:
 # %% [markdown]
 # ## 3 · `with_capacity` ●●●
 #
-# A loss asks for balance. A **capacity** enforces it: an expert takes so many routings and no more. On a machine that
+# A loss asks for balance. A **capacity** sets a limit: an expert takes so many routings and no more. On a machine that
 # must set aside memory before it knows the text, this is what makes the shapes fixed.
 #
 # $$\text{capacity} = \Big\lceil c \cdot \frac{T k}{N} \Big\rceil$$
