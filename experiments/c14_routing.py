@@ -83,7 +83,7 @@ EXPERIMENT = Experiment(
         "top_k": 2,
         "length": 64,
         "batch": 8,
-        "steps": 300,
+        "steps": 200,
         "embedding_scale": 5,
         "learning_rates": [0.004, 0.01],
         "tuning_seed": 100,
