@@ -333,9 +333,13 @@ class Wire:
     """An all_to_all whose other end is elsewhere, and through which gradients pass."""
 
     def __init__(self, there, back):
-        self.there, self.back = there, back
+        self.there, self.back, self.sent = there, back, []
+
+    def said(self):
+        return self.sent
 
     def __call__(self, rows, send, receive):
+        self.sent.append(rows.detach())
         if not rows.is_floating_point():
             return self.there(rows, send, receive)
         return _Exchange.apply(rows, self, send, receive)
@@ -759,7 +763,8 @@ except NotImplementedError:
 #
 # Now train an MoE layer on four ranks. Each rank sees its own quarter of the batch and owns a quarter of the experts;
 # no rank ever sees the experts of another. The router is everybody's, so its gradients are averaged, as in
-# data-parallel training. The experts' gradients need no averaging: every token that an expert served sent its share home.
+# data-parallel training. The experts' gradients need no averaging: every token that an expert served sent its share
+# home.
 #
 # Before you run it: will the loss of four ranks be that of one process, or only near it?
 

@@ -47,7 +47,7 @@ def expert_parallel_forward(x, weights, experts, gate_up, down, world, all_to_al
     returned = all_to_all(torch.cat(answers), incoming, outgoing)
     per_assignment = torch.zeros(experts.numel(), x.shape[1], dtype=x.dtype)
     per_assignment = per_assignment.index_copy(0, order, returned)
-    return (per_assignment.view(len(x), top_k, -1) * weights[..., None]).sum(1)
+    return (per_assignment.view(len(x), top_k, x.shape[1]) * weights[..., None]).sum(1)
 
 
 # %% expert_parallel_forward: sorted by expert, and back
