@@ -208,7 +208,9 @@ class Ranks:
                 tokens[r].append(rows)
                 results[r].append(answers)
             self.outputs.append(out)
-        sum((out * up.double()).sum() for out, up in zip(self.outputs, self.upstream, strict=True)).backward()
+        torch.stack(
+            [(out * up.double()).sum() for out, up in zip(self.outputs, self.upstream, strict=True)]
+        ).sum().backward()
         self.tokens, self.results = (
             [[part.detach().float() for part in row] for row in rows] for rows in (tokens, results)
         )
@@ -217,7 +219,7 @@ class Ranks:
             for rows in (tokens, results)
         )
         self.outputs = [out.detach().float() for out in self.outputs]
-        self.grads = {
+        self.grads: dict[str, Any] = {
             "x": [part.grad for part in x],
             "weights": [part.grad for part in weights],
             "gate_up": gate_up.grad,
@@ -268,7 +270,7 @@ class Network:
         self.sent_back.append(rows)
         return self.ranks.scripts_back(self.rank)[min(len(self.sent_back), 2) - 1][1].to(self.dtype)
 
-    def call(self, student: Student, **inputs: Tensor) -> Any:
+    def call(self, student: Student, **inputs: Any) -> Any:
         """What the student's function makes of this rank's part; inputs may be replaced by name."""
         ranks, rank, dtype = self.ranks, self.rank, self.dtype
         own = {
