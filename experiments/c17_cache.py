@@ -170,10 +170,10 @@ EXPERIMENT = Experiment(
     name="c17_cache",
     claim=(
         "An LRU cache lives on skew: with room for 8 of 64 experts its hit rate rises from below 0.15 for a router "
-        "that likes all alike to above 0.75 at a skew of 2, and Che's approximation gives it within 0.02. So balancing, "
-        "which parallel experts need, costs the cache: with room for a quarter of the experts, a model that was trained "
-        "without the balancing loss finds more than one that was trained with it. The neighbourhood of tokens in the "
-        "text adds less than 0.1."
+        "that likes all alike to above 0.75 at a skew of 2, and Che's approximation gives it within 0.02. So "
+        "balancing, which parallel experts need, costs the cache: with room for a quarter of the experts, a model that "
+        "was trained without the balancing loss finds more than one that was trained with it. The neighbourhood of "
+        "tokens in the text adds less than 0.1."
     ),
     run=run,
     verdict=verdict,
