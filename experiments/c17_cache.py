@@ -49,20 +49,23 @@ def drawn_by(p: np.ndarray, n: int, seed: int) -> list[int]:
     return [int(expert) for expert in np.random.default_rng(seed).choice(len(p), size=n, p=p)]
 
 
-def drawn(config: Config, seeds: Sequence[int]) -> Results:
-    found: Results = {}
+def drawn(config: Config, seeds: Sequence[int]) -> list[Results]:
+    found = []
     for skew in config["skews"]:
         p = np.arange(1.0, config["n_drawn"] + 1) ** -skew
         p /= p.sum()
         streams = [drawn_by(p, config["requests"], seed) for seed in seeds]
-        found[str(skew)] = {
-            "lru": [
-                estimate([hit_rate(stream, capacity, len(stream) // 4) for stream in streams])
-                for capacity in config["capacities"]
-            ],
-            "che": [che(p, capacity) for capacity in config["capacities"]],
-            "favourites": [float(p[:capacity].sum()) for capacity in config["capacities"]],
-        }
+        found.append(
+            {
+                "skew": skew,
+                "lru": [
+                    estimate([hit_rate(stream, capacity, len(stream) // 4) for stream in streams])
+                    for capacity in config["capacities"]
+                ],
+                "che": [che(p, capacity) for capacity in config["capacities"]],
+                "favourites": [float(p[:capacity].sum()) for capacity in config["capacities"]],
+            }
+        )
     return found
 
 
@@ -153,11 +156,9 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
 
 def verdict(found: Results) -> Verdict:
     apart = max(
-        abs(lru["mean"] - che)
-        for row in found["drawn"].values()
-        for lru, che in zip(row["lru"], row["che"], strict=True)
+        abs(lru["mean"] - che) for row in found["drawn"] for lru, che in zip(row["lru"], row["che"], strict=True)
     )
-    eight = [row["lru"][1]["mean"] for row in found["drawn"].values()]  # 8 of 64, from no skew to the largest
+    eight = [row["lru"][1]["mean"] for row in found["drawn"]]  # 8 of 64, from no skew to the largest
     rises = eight[0] < 0.15 and eight[-1] > 0.75 and eight == sorted(eight)
     skewed = found["quarter"]["unbalanced_minus_balanced"]
     near = found["quarter"]["text_minus_shuffled"]
