@@ -99,7 +99,7 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
     rates: dict[str, dict[str, list[list[float]]]] = {kind: {"text": [], "shuffled": []} for kind in kinds}
     skews: dict[str, list[float]] = {kind: [] for kind in kinds}
     again: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for seed in seeds[: config["trained_seeds"]]:
+    for seed in seeds:
         order = torch.randperm(
             config["trace"] // config["length"] * config["length"], generator=torch.Generator().manual_seed(seed)
         )
@@ -195,7 +195,6 @@ EXPERIMENT = Experiment(
         "balance": 0.02,
         "train_tokens": 200_000,
         "trace": 2048,
-        "trained_seeds": 3,
     },
     reduced={
         "requests": 3000,
@@ -207,6 +206,7 @@ EXPERIMENT = Experiment(
         "n_experts": 8,
         "train_tokens": 20_000,
     },
+    seeds=(0, 1, 2),
 )
 
 if __name__ == "__main__":
