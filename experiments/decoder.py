@@ -99,8 +99,8 @@ class Decoder(nn.Module):
                 nn.init.zeros_(module.bias)
         for block in blocks:
             for sublayer in block.sublayers:
-                last = [module for module in sublayer.modules() if isinstance(module, nn.Linear)][-1]
-                nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * n_layers))
+                for last in [module for module in sublayer.modules() if isinstance(module, nn.Linear)][-1:]:
+                    nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * n_layers))
 
     def forward(self, ids: Int[Tensor, "batch n"]) -> Float[Tensor, "batch n vocabulary"]:
         x = self.positions(self.tokens(ids))

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -30,9 +30,20 @@ from torch.nn.functional import cross_entropy
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from matplotlib.axes import Axes
 
 Batches = Callable[[int], Any]  # the batch of a step; the same step gives the same batch
 Loss = Callable[[nn.Module, Any], Tensor]
+
+
+class Watch(Protocol):
+    """Something to show beside the loss while a model trains, such as which experts are used."""
+
+    def look(self, step: int) -> str:
+        """Called at each evaluation: what the line of that step should say of it."""
+
+    def draw(self, ax: Axes) -> None:
+        """Draw it, under the live curve of a notebook."""
 
 
 class TrainingError(Exception):
@@ -74,6 +85,8 @@ class History:
     losses: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)  # (steps done, loss)
     seconds: float = 0.0  # of the steps alone
+    tokens: int = 0  # predicted, on all processes
+    peak_bytes: int = 0  # the most memory that the GPU, or without one the process, has held
     resumed_at: int = 0
     stopped: bool = False  # by Ctrl-C
     device: str = "cpu"
@@ -133,15 +146,18 @@ def fit(
     validation: Batches | None = None,
     checkpoint: Path | str | None = None,
     quiet: bool = False,
+    watch: Watch | None = None,
 ) -> History:
     """Train `model` in place and say how it went.
 
+    Under torchrun each process draws batches of its own, and a step is one of all of them together.
+
     With `checkpoint`, a folder, the run is kept there at each evaluation, at its end and on Ctrl-C; if it holds a run
     of the same settings, that run goes on, with the losses it would have had. Raises TrainingError for a device that is
-    not there, a loss that is no number, or a checkpoint of another run.
+    not there, a loss that is no number, memory that does not suffice, or a checkpoint of another run.
     """
     accelerator = _accelerator(settings)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(settings.seed + accelerator.process_index)
     optimiser = _optimiser(model, settings)
     schedule = _schedule(optimiser, settings)
     prepared, prepared_optimiser = accelerator.prepare(model, optimiser)
@@ -151,18 +167,23 @@ def fit(
     if folder is not None:
         history = _resume(accelerator, folder, settings, history)
     model.train()
-    show = _Show(settings, history, silent=quiet or not accelerator.is_main_process)
+    show = _Show(settings, history, watch, silent=quiet or not accelerator.is_main_process)
     with _interruptible() as interrupted, show:
         for step in range(len(history.losses), settings.steps):
             start = time.perf_counter()
-            history.losses.append(_step(accelerator, prepared, prepared_optimiser, batches, step, settings, loss))
+            value, tokens = _step(accelerator, prepared, prepared_optimiser, batches, step, settings, loss)
+            value, stop = _agree(accelerator, value, interrupted.is_set())
+            history.losses.append(value)
+            history.tokens += tokens * accelerator.num_processes
             schedule.step()
             history.seconds += time.perf_counter() - start
+            history.peak_bytes = max(history.peak_bytes, _bytes_held(accelerator.device))
             done = step + 1
             due = done % settings.evaluate_every == 0 or done == settings.steps
             if due and validation is not None:
-                history.validation.append((done, evaluate(prepared, validation, settings.evaluate_batches, loss)))
-            history.stopped = interrupted.is_set()
+                whole = accelerator.unwrap_model(prepared)
+                history.validation.append((done, evaluate(whole, validation, settings.evaluate_batches, loss)))
+            history.stopped = stop
             if folder is not None and (due or history.stopped):
                 _save(accelerator, folder, settings, history)
             show.update(float(schedule.get_last_lr()[0]), due=due)
@@ -180,12 +201,14 @@ def _step(
     step: int,
     settings: Settings,
     loss: Loss,
-) -> float:
-    """One change of the weights, from `accumulate` batches."""
-    total = 0.0
+) -> tuple[float, int]:
+    """One change of the weights, from `accumulate` batches a process: their mean loss, and how many tokens they had."""
+    total, tokens = 0.0, 0
     for i in range(settings.accumulate):
-        with accelerator.accumulate(model):
-            batch = _on(batches(step * settings.accumulate + i), accelerator.device)
+        drawn = (step * settings.accumulate + i) * accelerator.num_processes + accelerator.process_index
+        with accelerator.accumulate(model), _memory(step, settings):
+            batch = _on(batches(drawn), accelerator.device)
+            tokens += _tokens(batch)
             with accelerator.autocast():
                 value = loss(model, batch)
             number = value.item()
@@ -201,7 +224,44 @@ def _step(
                 accelerator.clip_grad_norm_(model.parameters(), settings.clip)
             optimiser.step()
             optimiser.zero_grad()
-    return total / settings.accumulate
+    return total / settings.accumulate, tokens
+
+
+def _tokens(batch: Any) -> int:
+    """How many next tokens a batch of windows asks for; 0 for batches of another form."""
+    return batch.shape[0] * (batch.shape[1] - 1) if isinstance(batch, Tensor) and batch.dim() == 2 else 0
+
+
+def _agree(accelerator: Accelerator, loss: float, stop: bool) -> tuple[float, bool]:
+    """The mean loss of all processes, and whether one of them was told to stop: all stop at the same step."""
+    if accelerator.num_processes == 1:
+        return loss, stop
+    said = accelerator.reduce(torch.tensor([loss, float(stop)], device=accelerator.device), "sum")
+    return said[0].item() / accelerator.num_processes, said[1].item() > 0
+
+
+@contextmanager
+def _memory(step: int, settings: Settings) -> Iterator[None]:
+    """Turns a device's "out of memory" into a sentence that says what to change."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and "can't allocate memory" not in str(error):  # what PyTorch's CPU allocator says
+            raise
+        raise TrainingError(
+            f"The memory ran out at step {step}. Halve the batch and set accumulate to {2 * settings.accumulate} "
+            "(the same step from smaller pieces), or shorten the windows, or take fewer experts or layers: in a "
+            "Mixture of Experts all of them are held, although each token meets few."
+        ) from error
+
+
+def _bytes_held(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import psutil
+
+    return psutil.Process().memory_info().rss
 
 
 # -- the parts --------------------------------------------------------------------------------------------------------
@@ -314,6 +374,8 @@ def _resume(accelerator: Accelerator, folder: Path, settings: Settings, history:
         losses=losses,
         validation=validation,
         seconds=kept["history"]["seconds"],
+        tokens=kept["history"]["tokens"],
+        peak_bytes=kept["history"]["peak_bytes"],
         resumed_at=len(losses),
         device=history.device,
         precision=history.precision,
@@ -345,10 +407,10 @@ def _interruptible() -> Iterator[threading.Event]:
 class _Show:
     """A bar in a terminal, a bar and a live curve in a notebook, a line at each evaluation in a log."""
 
-    def __init__(self, settings: Settings, history: History, *, silent: bool) -> None:
+    def __init__(self, settings: Settings, history: History, watch: Watch | None, *, silent: bool) -> None:
         from tqdm.auto import tqdm
 
-        self.settings, self.history, self.silent = settings, history, silent
+        self.settings, self.history, self.watch, self.silent = settings, history, watch, silent
         self.in_notebook = not silent and _in_notebook()
         self.in_terminal = not silent and not self.in_notebook and sys.stderr.isatty()
         self.bar = tqdm(
@@ -372,14 +434,20 @@ class _Show:
     def update(self, lr: float, *, due: bool) -> None:
         history = self.history
         self.bar.update()
-        self.bar.set_postfix(loss=f"{history.losses[-1]:.3f}", lr=f"{lr:.1e}", refresh=False)
+        shown = {"loss": f"{history.losses[-1]:.3f}", "lr": f"{lr:.1e}"}
+        if history.tokens:
+            shown |= {"tokens/s": f"{history.tokens / history.seconds:,.0f}"}
+        self.bar.set_postfix(shown | {"memory": f"{history.peak_bytes / 2**30:.1f} GiB"}, refresh=False)
+        seen = self.watch.look(len(history.losses)) if due and self.watch else ""
         if due and not (self.silent or self.in_notebook):
             done = len(history.losses)
             recent = history.losses[-min(done, self.settings.evaluate_every) :]
             line = f"step {done}/{self.settings.steps}  loss {sum(recent) / len(recent):.3f}"
             if history.validation:
                 line += f"  validation {history.validation[-1][1]:.3f}"
-            self.bar.write(line, file=sys.stderr)
+            if history.tokens:
+                line += f"  {history.tokens / history.seconds:,.0f} tokens/s  {history.peak_bytes / 2**30:.1f} GiB"
+            self.bar.write(line + (f"  {seen}" if seen else ""), file=sys.stderr)
         if self.in_notebook and time.monotonic() - self.drawn > 2:
             self._draw()
 
@@ -391,7 +459,12 @@ class _Show:
 
         drawn = io.BytesIO()
         with plt.rc_context():  # the notebook's own figures keep their own style
-            fig, ax = figures.new("The loss while it trains", x="step", y="loss (nats a token)", size=(5.6, 3.0))
+            height = 5.4 if self.watch else 3.0
+            fig, ax = figures.new("The loss while it trains", x="step", y="loss (nats a token)", size=(5.6, height))
+            if self.watch:
+                grid = fig.add_gridspec(2, 1)
+                ax.set_subplotspec(grid[0])
+                self.watch.draw(fig.add_subplot(grid[1]))
             ax.plot(self.history.losses, color=figures.SKY, linewidth=1, label="training")
             if self.history.validation:
                 steps, values = zip(*self.history.validation, strict=True)
@@ -411,3 +484,9 @@ def _in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and hasattr(shell, "kernel")
+
+
+if __name__ == "__main__":
+    from ichimon.moe import main
+
+    main()
