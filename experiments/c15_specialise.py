@@ -268,7 +268,7 @@ EXPERIMENT = Experiment(
         "n_experts": 8,
         "length": 128,
         "batch": 9,
-        "steps": 600,
+        "steps": 400,
         "learning_rate": 0.004,
         "train_tokens": 400_000,
         "held_out_tokens": 150_000,

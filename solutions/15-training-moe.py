@@ -605,14 +605,14 @@ assert error < 1e-3, f"These nine runs follow a law exactly, and yours is off by
 print("The visible checks of fit_scaling_law pass.")
 
 # %% see="fit_scaling_law"
-# The course's own runs: small models, each trained on more and more text. The law is fitted to the smaller runs alone.
-# How far off is it for the largest, which it has not seen?
+# The course's own runs: dense models of three sizes, each trained for three lengths, and a larger one that the law does
+# not see. How far off is it there?
 try:
     import matplotlib.pyplot as plt
 
     from ichimon.measure import results
 
-    runs = results("moe-against-dense")["results"]["scaling"]
+    runs = results("c15_scaling")["results"]["runs"]
     seen = [run for run in runs if not run["held_out"]]
     n, d, loss = (torch.tensor([run[key] for run in seen], dtype=torch.float64) for key in ("n", "d", "loss"))
     e, a, b, alpha, beta = fit_scaling_law(n, d, loss)
