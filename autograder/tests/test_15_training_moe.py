@@ -165,7 +165,15 @@ SEEDS = ((1, False), (2, True))  # with AdamW and a cosine; with momentum and st
 
 def saved(student: Student, run: Remote, step: object) -> State:
     parts = (run.model, run.optimiser, run.schedule, run.generators)
-    return is_state(student.save_state(*parts, step))
+    return has_weights(is_state(student.save_state(*parts, step)), run)
+
+
+def has_weights(state: State, run: Remote) -> State:
+    """At least the weights are there, whatever the claim: a state of nothing makes none of them true."""
+    for name, value in run.model.state_dict().items():
+        if str(name).endswith(("weight", "bias")):
+            assert_close(state["model"].get(name), value, name=f"state['model'][{name!r}]")
+    return state
 
 
 @pytest.mark.exercise("save_state")
@@ -255,7 +263,7 @@ def test_a_later_step_does_not_change_it(student: Student) -> None:
         run = student.Run(seed, 5, momentum)
         run.train(3)
         run.keep(3)
-        before = is_state(run.kept)
+        before = has_weights(is_state(run.kept), run)
         run.train(2)
         same_state(is_state(run.kept), before, "after two more steps")
 
@@ -276,7 +284,7 @@ def test_a_run_without_generators_is_saved(student: Student) -> None:
     """generators may be empty, and may have any names."""
     run = student.Run(9)
     parts = (run.model, run.optimiser, run.schedule)
-    state = is_state(student.save_state(*parts, {}, 1))
+    state = has_weights(is_state(student.save_state(*parts, {}, 1)), run)
     assert state["generators"] == {}, "Without generators, state['generators'] should be empty."
     states = is_state(student.save_state(*parts, {"mask": run.generators["data"]}, 1))["generators"]
     assert list(states) == ["mask"], f"For a generator named 'mask', state['generators'] has {sorted(states)}."
@@ -311,6 +319,7 @@ def test_the_step_comes_back(student: Student) -> None:
         found = student.load_state(Trusted(1).state(step), *parts_of(run))
         assert type(found) is int, f"load_state should return an int, and it returns {shown(found)}."
         assert found == step, f"The state was made at step {step}, and load_state returns {found}."
+        assert_close(run.model.state_dict()["0.weight"], Trusted(1).model[0].weight.detach(), name="0.weight")
 
 
 @pytest.mark.exercise("load_state")
@@ -470,6 +479,8 @@ def test_independent_labels_share_nothing(student: Student) -> None:
         table = torch.outer(torch.tensor(a), torch.tensor(b))
         pairs = table.nonzero().repeat_interleave(table.flatten(), 0)
         check(student, pairs[:, 0], pairs[:, 1], 0.0, f"shares like {a} and {b}")
+    x = labels(50, 3, 1)
+    assert number(student.mutual_information(x, x), "mutual_information") > 0.5, "A row and its copy share nothing."
 
 
 @pytest.mark.exercise("mutual_information")
@@ -533,6 +544,7 @@ def test_many_tokens_and_few(student: Student) -> None:
 @pytest.mark.exercise("mutual_information", weight=0.5)
 def test_unequal_lengths_are_refused(student: Student) -> None:
     """Rows of different length raise a ValueError that names both lengths, also where one would broadcast."""
+    check(student, labels(7, 3, 1), labels(7, 3, 2), information(labels(7, 3, 1), labels(7, 3, 2)), "7 and 7 labels")
     for a, b in ((7, 5), (9, 1), (1, 4)):
         message = refused(partial(student.mutual_information, labels(a, 3, 1), labels(b, 3, 2)), f"{a} and {b} labels")
         named = {int(found) for found in re.findall(r"\d+", message)}
@@ -554,7 +566,15 @@ def test_the_labels_are_left_as_they_were(student: Student) -> None:
 
 
 def null(student: Student, x: Tensor, y: Tensor, n: int, seed: int) -> Tensor:
-    return tensor(student.shuffled_null(x, y, n, seed), shape=(n,), dtype=torch.float64)
+    """The null, of which the mean must be near that of shuffled labels, whatever the claim."""
+    found = tensor(student.shuffled_null(x, y, n, seed), shape=(n,), dtype=torch.float64)
+    orders = [torch.randperm(len(y), generator=torch.Generator().manual_seed(i)) for i in range(12)]
+    ours = torch.tensor([information(x, y[order]) for order in orders], dtype=torch.float64)
+    error = (found.mean() - ours.mean()).abs().item()
+    assert error <= 1e-6 + 7 * ours.std().item() * (n**-0.5 + 12**-0.5), (
+        f"The values are {found.mean() / ours.mean():.2g} times as large as those of shuffled labels, on average."
+    )
+    return found
 
 
 def attainable(x: Tensor, y: Tensor) -> Tensor:
@@ -728,6 +748,7 @@ def test_a_target_that_only_one_reaches(student: Student) -> None:
 def test_a_target_that_nobody_reaches_is_refused(student: Student) -> None:
     """If neither curve reaches the target, a ValueError names it."""
     a, b = curve((1e6, 6), (1e8, 4)), curve((1e7, 5), (1e9, 3))
+    check_factor(student, a, b, 5.0, 1.0, "a target that both reach")
     for target in (2.75, 2.5):
         message = refused(partial(student.speedup_factor, *a, *b, target), "A target that nobody reaches")
         assert str(target) in message, f"The sentence does not name the target: {message}"
@@ -838,10 +859,11 @@ SIZES, TOKENS = [3e4, 1e5, 4e5, 1e6], [3e6, 1e7, 5e7, 2e8]
 def test_the_law_has_five_numbers_in_order(student: Student) -> None:
     """(E, A, B, alpha, beta): alpha belongs to the parameters, beta to the tokens."""
     n, d = runs(SIZES, TOKENS)
-    e, a, b, alpha, beta = fitted(student, n, d, said(SMALL_LAW, n, d))
+    e, a, b, alpha, beta = law = fitted(student, n, d, said(SMALL_LAW, n, d))
     assert alpha < beta, "The data were made with a larger exponent for the tokens, and the law has it the other way."
     assert a < b, "The data were made with a larger B than A, and the law has it the other way round."
     assert e < 3, "E is larger than any of the losses that were given."
+    check_law(law, SMALL_LAW, n, d, 0.1, "for the runs that were given")
 
 
 @pytest.mark.exercise("fit_scaling_law", weight=2)
