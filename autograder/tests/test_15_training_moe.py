@@ -381,6 +381,10 @@ def test_another_shape_is_refused(student: Student) -> None:
         message = refused(partial(student.load_state, Trusted(1).state(1), *parts_of(run)), "A wrong shape")
         assert any(name in message for name in wrong), f"The sentence names no entry that does not fit: {message}"
         assert not re.search(r"\b4\.bias", message), "The sentence names 4.bias, which does fit."
+    state, run = Trusted(1).state(1), student.Run(2)
+    state["model"]["0.weight"] = state["model"]["0.weight"].mT.clone()  # as many numbers
+    message = refused(partial(student.load_state, state, *parts_of(run)), "A transposed weight")
+    assert "0.weight" in message, f"The sentence does not name 0.weight: {message}"
 
 
 @pytest.mark.exercise("load_state")
