@@ -15,7 +15,7 @@
 # %% [markdown]
 # # 15 · Training a small MoE
 #
-# **One question: what do you get for eight times the parameters at the same work a token?**
+# **One question: what do parameters buy you that mostly rest?**
 #
 # A Mixture of Experts has more numbers than it uses for any one token. Whether that pays is not a matter of taste:
 # train it beside a dense model, count the work, and compare. To do that honestly you need four tools. A run must
