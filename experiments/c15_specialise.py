@@ -150,7 +150,7 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
                     information(e, known * kinds + within(known, label, generator)) for _ in range(config["shuffles"])
                 ]
                 null = sum(nulls) / len(nulls) - alone
-                row[f"{name} | token"] = {"excess": counted - null, "counted": counted, "null": null}
+                row[f"{name} given token"] = {"excess": counted - null, "counted": counted, "null": null}
             row["python class in code"] = {
                 "excess": information(expert[in_code], python_class[in_code])
                 - shuffled(expert[in_code], python_class[in_code], config["shuffles"], generator)
@@ -229,11 +229,11 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
             for i in range(config["n_layers"])
         ],
         "domain_last_minus_first": paired(
-            [row["domain | token"]["excess"] for row in last],
-            [rows[0]["domain | token"]["excess"] for rows in collected["trained"]],
+            [row["domain given token"]["excess"] for row in last],
+            [rows[0]["domain given token"]["excess"] for rows in collected["trained"]],
         ),
         "class_before_minus_domain": paired(
-            [row["class before | token"]["excess"] for row in last], [row["domain | token"]["excess"] for row in last]
+            [row["class before given token"]["excess"] for row in last], [row["domain given token"]["excess"] for row in last]
         ),
         "loss": estimate(losses),
         "examples": examples,
