@@ -233,7 +233,8 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
             [rows[0]["domain given token"]["excess"] for rows in collected["trained"]],
         ),
         "class_before_minus_domain": paired(
-            [row["class before given token"]["excess"] for row in last], [row["domain given token"]["excess"] for row in last]
+            [row["class before given token"]["excess"] for row in last],
+            [row["domain given token"]["excess"] for row in last],
         ),
         "loss": estimate(losses),
         "examples": examples,
