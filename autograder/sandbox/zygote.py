@@ -228,6 +228,7 @@ def warm_up() -> None:
     import jaxtyping  # noqa: F401
     import matplotlib.pyplot
     import torch
+    import torch._dynamo  # the first step of any optimiser imports it, which takes a second
     import torch.fx.experimental.symbolic_shapes
     import torch.utils.flop_counter
 
