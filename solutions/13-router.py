@@ -178,7 +178,6 @@ except NotImplementedError:
 # Call your `route` by its name. When this part is marked, a right one stands in for it.
 
 
-
 # %% exercise="MoELayer"
 class MoELayer(nn.Module):
     """A feed-forward layer of n_experts SwiGLU experts, of which each token uses top_k.
@@ -305,7 +304,6 @@ except NotImplementedError:
 # `W.unbind()` makes one for all. `x[i]` and `x.index_select(0, i)` give the same rows, and the second one's gradient is
 # cheaper. And a block that stays in the processor's cache costs less than all rows at once. The tests look at the
 # result; the cell below looks at the clock.
-
 
 
 # %% exercise="grouped_experts"

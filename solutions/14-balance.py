@@ -679,7 +679,7 @@ except NotImplementedError:
 
 # %% [markdown]
 # The hash wins here because we handed it the answer: the kind *is* the right expert, and it need not be learnt. In a
-# language model the id of a token is only a part of what matters. The page measures what is left of it there.
+# language model the id of a token is only a part of what matters. The page measures what a table is worth there.
 #
 # ## What decides your mark
 #

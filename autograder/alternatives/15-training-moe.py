@@ -13,7 +13,10 @@ def cloned(value):
 
 
 def save_state(model, optimiser, schedule, generators, step):
-    state = {name: cloned(part.state_dict()) for name, part in zip(("model", "optimiser", "schedule"), (model, optimiser, schedule))}
+    state = {
+        name: cloned(part.state_dict())
+        for name, part in zip(("model", "optimiser", "schedule"), (model, optimiser, schedule))
+    }
     state["generators"] = {}
     for name in generators:
         state["generators"][name] = generators[name].get_state()
@@ -107,7 +110,9 @@ def load_state(state, model, optimiser, schedule, generators):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = copy.deepcopy(dict(state))
     if generators.keys() != state["generators"].keys():
-        names = [n for n in {**generators, **state["generators"]} if n not in generators or n not in state["generators"]]
+        names = [
+            n for n in {**generators, **state["generators"]} if n not in generators or n not in state["generators"]
+        ]
         raise ValueError(f"generators: {names}")
     try:
         model.load_state_dict(state["model"])
