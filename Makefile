@@ -89,7 +89,7 @@ verify: $(ENVIRONMENT) jail ## The gates: do the hidden tests deserve trust?
 .PHONY: experiments
 experiments: $(ENVIRONMENT) ## Every number in the book, measured again
 	@python -c 'import glob, json; print("The last run took %.0f minutes." % (sum(json.load(open(f))["wall_seconds"] for f in glob.glob("experiments/results/*.json")) / 60))'
-	@for script in experiments/c*.py; do python "$$script"; done
+	@for script in experiments/c*.py experiments/moe-against-dense.py; do python "$$script"; done
 
 .PHONY: clean
 clean: ## Delete what can be made again; never marks, results or anybody's work

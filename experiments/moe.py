@@ -52,6 +52,7 @@ class MoE(nn.Module):
     routing: "learned" by a router; "hash": drawn once for each token of the vocabulary; "random": drawn anew for each
     token at each step; "frozen": a router that is never trained. Where nothing is learned all weights are 1/top_k, but
     for the frozen router's. `bias_rate` balances as DeepSeek-V3 does: a bias that chooses and does not weigh.
+    `token_std`: the router also learns logits for each token of the vocabulary, which begin with this spread.
     After a forward pass `logits`, `probabilities` and `experts` are those of its tokens.
     """
 
@@ -67,12 +68,14 @@ class MoE(nn.Module):
         scale: float = 1.0,
         shared: int = 0,
         bias_rate: float = 0.0,
+        token_std: float = 0.0,
         vocabulary: int = 1024,
     ) -> None:
         super().__init__()
         self.n_experts, self.top_k, self.routing = n_experts, top_k, routing
         self.renormalise, self.scale, self.bias_rate = renormalise, scale, bias_rate
         self.router = nn.Linear(d_model, n_experts, bias=False).requires_grad_(routing == "learned")
+        self.by_token = nn.Parameter(torch.randn(vocabulary, n_experts) * token_std) if token_std else None
         self.gate_up = nn.Parameter(torch.empty(n_experts, 2 * d_hidden, d_model))
         self.down = nn.Parameter(torch.empty(n_experts, d_model, d_hidden))
         self.shared = SwiGLU(d_model, shared) if shared else None
@@ -104,6 +107,9 @@ class MoE(nn.Module):
                 experts = torch.rand(len(tokens), self.n_experts).topk(self.top_k, -1).indices
             return torch.full(experts.shape, 1 / self.top_k), experts
         self.logits = self.router(tokens)
+        if self.by_token is not None:
+            assert self.ids is not None, "tell the layer its tokens first: experiments.moe.tell(model, ids)"
+            self.logits = self.logits + self.by_token[self.ids.flatten()]
         self.probabilities = self.logits.float().softmax(-1)
         if not self.bias_rate:
             return reference("13-router").route(self.logits, self.top_k, self.renormalise)
@@ -199,6 +205,7 @@ def flops_per_token(model: Decoder, length: int) -> int:
     for layer in layers(model):
         experts = layer.gate_up.numel() + layer.down.numel()
         idle += experts - experts * layer.top_k // layer.n_experts
+        idle += 0 if layer.by_token is None else layer.by_token.numel()
         idle += 0 if layer.routing in ("learned", "frozen") else layer.router.weight.numel()
     matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1) - idle
     attention = len(model.blocks) * length * model.tokens.embedding_dim  # scores and sums over n/2 keys each

@@ -11,7 +11,7 @@ import pytest
 
 from ichimon.measure import EXPERIMENTS, ROOT, Experiment, results
 
-SCRIPTS = sorted(EXPERIMENTS.glob("c[0-9][0-9]_*.py"))
+SCRIPTS = [*sorted(EXPERIMENTS.glob("c[0-9][0-9]_*.py")), EXPERIMENTS / "moe-against-dense.py"]
 NAMES = [script.stem for script in SCRIPTS]
 KEPT = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (EXPERIMENTS / "results").glob("*.json")}
 STRONG = sorted(name for name, record in KEPT.items() if record["verdict"] == "strong")
