@@ -139,19 +139,31 @@ def download(name: str) -> str:
     return Path(found[0] if isinstance(found, list) else found).read_text(encoding="utf-8")
 
 
+def downloaded_tokenizer(name: str, vocabulary: int = 8192) -> Tokenizer:
+    """A byte-level BPE trained on the first ten million characters of a text of `DOWNLOADS`."""
+    from tokenizers import Tokenizer
+
+    _fits(vocabulary)
+    data = _kept(
+        f"bpe-{name}-{vocabulary}",
+        lambda: _bpe(vocabulary, [download(name)[:10_000_000]]).to_str().encode(),
+        repr(DOWNLOADS.get(name)) + version("tokenizers"),
+    )
+    return Tokenizer.from_buffer(data)
+
+
 def downloaded_tokens(name: str, split: Split = "train", vocabulary: int = 8192) -> np.ndarray:
     """The ids of a split of a text of `DOWNLOADS`: int64, shape [tokens].
 
-    The first nine tenths of its characters are for training, one twentieth each for validation and test; the byte-level
-    BPE is trained on the first ten million. Raises CorpusError without a network.
+    The first nine tenths of its characters are for training, one twentieth each for validation and test; the tokeniser
+    is `downloaded_tokenizer`. Raises CorpusError without a network.
     """
 
     def encoded() -> bytes:
-        text = download(name)
+        text, bpe = download(name), downloaded_tokenizer(name, vocabulary)
         ends = [0, len(text) * 18 // 20, len(text) * 19 // 20, len(text)]
         i = ("train", "validation", "test").index(split)
-        bpe = _bpe(vocabulary, [text[: min(10_000_000, ends[1])]])
-        pieces = [text[start : start + 100_000] for start in range(ends[i], ends[i + 1], 100_000)]
+        pieces = [text[start : min(start + 100_000, ends[i + 1])] for start in range(ends[i], ends[i + 1], 100_000)]
         rows = [np.array(bpe.encode(piece).ids, dtype=np.uint16) for piece in pieces]
         return np.concatenate(rows).tobytes()
 

@@ -32,10 +32,12 @@ from ichimon.train import TrainingError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from tokenizers import Tokenizer
 
 Kind = Literal["moe", "dense"]
 Parts = Literal["transformers", "mine"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+SPLITS: tuple[corpus.Split, ...] = ("train", "validation")
 TRAINED = Path(__file__).with_name("trained")
 
 
@@ -139,7 +141,8 @@ def run(
     if steps is not None:
         settings = replace(settings, steps=steps, warmup=min(settings.warmup, max(0, steps - 1)))
     chosen = replace(chosen, training=settings)
-    ids = {split: _text(chosen, split) for split in ("train", "validation")}
+    chosen = _with_text(chosen)
+    ids = {split: _ids(chosen, split) for split in SPLITS}
     draw = partial(train.windows, batch=chosen.batch, length=chosen.length)
     torch.manual_seed(seed)
     model = build(chosen, kind, parts)
@@ -287,7 +290,10 @@ class Shares:
 
 
 def save(run: Run, path: Path) -> None:
-    """The trained weights in bfloat16, with what it takes to build the model again, in one safetensors file."""
+    """The trained weights in bfloat16, with what it takes to build the model and to read text, in a safetensors file.
+
+    The tokeniser goes along: another Python carries other texts, which make another one.
+    """
     from safetensors.torch import save_file
 
     weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in _own(run.model).items()}
@@ -295,21 +301,23 @@ def save(run: Run, path: Path) -> None:
         "kind": run.kind,
         "preset": json.dumps(asdict(run.preset)),
         "validation": str(run.history.validation[-1][1]),
+        "tokenizer": _tokenizer(run.preset).to_str(),
     }
     save_file(weights, path, metadata=told)
 
 
-def load_trained(kind: Kind = "moe") -> nn.Module:
-    """The model that ships with the course, trained by `python -m ichimon.train` with the preset "cpu"."""
+def load_trained(kind: Kind = "moe") -> tuple[nn.Module, Tokenizer]:
+    """The model that ships with the course, trained by `python -m ichimon.train --preset cpu`, and its tokeniser."""
     from safetensors import safe_open
+    from tokenizers import Tokenizer
 
     with safe_open(TRAINED / f"{kind}.safetensors", "pt") as file:
-        told = json.loads(file.metadata()["preset"])
+        told, bpe = json.loads(file.metadata()["preset"]), Tokenizer.from_str(file.metadata()["tokenizer"])
         weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (it is no dict)
     settings = train.Settings(**{**told.pop("training"), "betas": (0.9, 0.95)})
     model = build(Preset(**told, training=settings), kind)
     model.load_state_dict(weights, strict=False)  # the read-out is the embedding, and is kept once
-    return model.eval()
+    return model.eval(), bpe
 
 
 # -- the parts --------------------------------------------------------------------------------------------------------
@@ -356,21 +364,32 @@ def _loss(preset: Preset, balancing: Balancing | None, model: nn.Module, batch: 
     return value + preset.balance * balancing(heard, preset.n_experts, preset.top_k)
 
 
-def _text(preset: Preset, split: corpus.Split) -> Any:
-    """The ids of the preset's text; those of the library, with a line that says so, where there is no network."""
-    library = partial(corpus.tokens, corpus.PROSE + corpus.CODE, split, preset.vocabulary)
+def _tokenizer(preset: Preset) -> Tokenizer:
     if preset.text == "library":
-        return library()
+        return corpus.tokenizer(preset.vocabulary, corpus.PROSE + corpus.CODE)
+    return corpus.downloaded_tokenizer(preset.text, preset.vocabulary)
+
+
+def _ids(preset: Preset, split: corpus.Split) -> Any:
+    if preset.text == "library":
+        return corpus.tokens(corpus.PROSE + corpus.CODE, split, preset.vocabulary)
+    return corpus.downloaded_tokens(preset.text, split, preset.vocabulary)
+
+
+def _with_text(preset: Preset) -> Preset:
+    """The preset, with the library's text and a warning where its own cannot be had."""
+    if preset.text == "library":
+        return preset
     try:
-        return corpus.downloaded_tokens(preset.text, split, preset.vocabulary)
+        corpus.downloaded_tokens(preset.text, "train", preset.vocabulary)
     except corpus.CorpusError as error:
-        if split == "train":
-            warnings.warn(
-                f"{error} Training on the text that Python carries instead, which this preset reads many times over: "
-                "the loss on validation data will turn up.",
-                stacklevel=3,
-            )
-        return library()
+        warnings.warn(
+            f"{error} Training on the text that Python carries instead, which this preset reads many times over: "
+            "the loss on validation data will turn up.",
+            stacklevel=3,
+        )
+        return replace(preset, text="library")
+    return preset
 
 
 # -- python -m ichimon.train ------------------------------------------------------------------------------------------

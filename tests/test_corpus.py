@@ -161,3 +161,14 @@ def test_a_download_with_another_checksum_is_refused(
     finally:
         server.shutdown()
     assert corpus.download("small").startswith("First Citizen"), "it is kept"
+
+
+def test_a_downloaded_text_is_cut_in_three_and_read_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ICHIMON_CACHE", str(tmp_path))
+    whole = "".join(f"line {i} of a text that came from far away\n" for i in range(3000))
+    monkeypatch.setattr(corpus, "download", lambda name: whole)
+    bpe = corpus.downloaded_tokenizer("enwik8", 300)
+    parts = [corpus.downloaded_tokens("enwik8", split, 300) for split in ("train", "validation", "test")]
+    assert "".join(bpe.decode(part.tolist()) for part in parts) == whole
+    assert len(parts[0]) == pytest.approx(18 * len(parts[1]), rel=0.05)
+    assert len(parts[1]) == pytest.approx(len(parts[2]), rel=0.05)

@@ -180,9 +180,13 @@ def test_what_ships_with_the_course_is_small_and_better_than_chance() -> None:
     sizes = [path.stat().st_size for path in moe.TRAINED.glob("*.safetensors")]
     assert len(sizes) == 2
     assert sum(sizes) < 5_000_000
-    batches = train.windows(corpus.tokens(corpus.PROSE + corpus.CODE, "test"), batch=8, length=128)
-    losses = {kind: train.evaluate(moe.load_trained(kind), batches, 8) for kind in ("moe", "dense")}  # type: ignore[arg-type]
-    assert losses["moe"] < losses["dense"] < 4.2
+    text = "\n".join(text.text for text in corpus.texts(corpus.PROSE + corpus.CODE, "test"))[:200_000]
+    losses = []
+    for kind in ("moe", "dense"):
+        model, bpe = moe.load_trained(kind)  # type: ignore[arg-type]
+        batches = train.windows(torch.tensor(bpe.encode(text).ids), batch=8, length=128)
+        losses.append(train.evaluate(model, batches, 8))
+    assert max(losses) < 4.2 < torch.tensor(1024.0).log()
 
 
 def test_the_command_says_what_it_does_and_what_came_out() -> None:
@@ -257,5 +261,5 @@ def test_the_shares_are_drawn_under_the_curve(run: moe.Run) -> None:
     ax = Figure().add_subplot()
     watch.draw(ax)
     assert ax.images[0].get_array().shape == (FAST.n_layers, FAST.n_experts)  # type: ignore[union-attr]
-    assert ax.get_title() == "Share of each expert"
+    assert "Share of each expert" in (ax.get_title(), ax.get_title("left"))  # where the style puts it
     watch.close()

@@ -232,6 +232,7 @@ def warm_up() -> None:
     import torch.fx.experimental.symbolic_shapes
     import torch.utils.flop_counter
 
+    os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)  # torch._dynamo sets it
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
     x = torch.randn(4, 4, requires_grad=True)
