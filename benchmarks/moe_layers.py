@@ -1,7 +1,7 @@
 """How fast is an MoE layer, written in six ways, beside a dense layer of the same arithmetic?
 
 experiments/moe_layers.py says what is measured: forward and backward in float32 on one thread, CPU time, the dense
-layer's divided by the MoE layer's. `--json` prints `rows` (tokens spread as a random router does) and `skewed`.
+layer's divided by the MoE layer's. `--json` prints `rows` (tokens spread as a random router does) and `skewed`. A minute; with `--slow` several.
 """
 
 import json
@@ -32,8 +32,8 @@ def table(rows: Sequence[Mapping[str, Any]], ways: Sequence[str]) -> str:
 
 
 def main(
-    repeats: Annotated[int, typer.Option(min=1, help="Turns; medians are over these.")] = 9,
-    slow: Annotated[bool, typer.Option(help="With the slow ways: masks, and W[e].")] = True,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns; medians are over these.")] = 5,
+    slow: Annotated[bool, typer.Option(help="With the slow ways: masks, and W[e].")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
 ) -> None:
     """Speed of an MoE layer, forward and backward, as a share of a dense layer's with the same arithmetic."""
