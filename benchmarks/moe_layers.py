@@ -1,7 +1,8 @@
 """How fast is an MoE layer, written in six ways, beside a dense layer of the same arithmetic?
 
 experiments/moe_layers.py says what is measured: forward and backward in float32 on one thread, CPU time, the dense
-layer's divided by the MoE layer's. `--json` prints `rows` (tokens spread as a random router does) and `skewed`. A minute; with `--slow` several.
+layer's divided by the MoE layer's. `--json` prints `rows` (tokens spread as a random router does) and `skewed`.
+It takes a minute, with `--slow` several.
 """
 
 import json
