@@ -7,6 +7,7 @@ every grading seconds; tests/test_latent_oracle.py proves it equal to DeepseekV3
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def causal(n: int, past: int = 0) -> Tensor:
     return torch.ones(n, past + n, dtype=torch.bool).tril(past)
 
 
-def names_both(student: Student, make: Callable[[], object], what: str, *numbers: int) -> None:
+def names_both(make: Callable[[], object], what: str, *numbers: int) -> None:
     """Assert that this raises a ValueError whose sentence names the numbers."""
     raised: StudentError | None = None
     try:
@@ -183,7 +184,7 @@ def test_groups_must_be_equal(student: Student) -> None:
     state_of(student.GroupedQueryAttention(12, 6, 3, 2), "GroupedQueryAttention(12, 6, 3, 2)")  # these are
     for sizes in ((12, 8, 3, 5), (12, 4, 8, 3)):
         what = f"GroupedQueryAttention{sizes}"
-        names_both(student, lambda sizes=sizes: student.GroupedQueryAttention(*sizes), what, sizes[1], sizes[2])
+        names_both(partial(student.GroupedQueryAttention, *sizes), what, sizes[1], sizes[2])
 
 
 @pytest.mark.exercise("GroupedQueryAttention", weight=4)
@@ -569,7 +570,7 @@ def test_pools_must_be_equal(student: Student) -> None:
     pooled(student, state, 6, 3)  # these are
     for n_heads, n_kv_heads in ((8, 3), (4, 8), (6, 4)):
         what = f"pool_heads(state, {n_heads}, {n_kv_heads})"
-        names_both(student, lambda a=n_heads, b=n_kv_heads: student.pool_heads(state, a, b), what, n_heads, n_kv_heads)
+        names_both(partial(student.pool_heads, state, n_heads, n_kv_heads), what, n_heads, n_kv_heads)
 
 
 @pytest.mark.exercise("pool_heads", weight=0.5)
