@@ -4,8 +4,8 @@ The reference's kv_cache_bytes is given the sizes of published models (experimen
 and beside them what each would keep if it shared nothing. Two other ways to count, met in articles, are computed too:
 with the queries, and as n·d·(h_q + 2·h_kv) against n·d·3·h_q.
 
-That the formula is right is measured: grouped layers and latent layers of random sizes read a random text, and the bytes
-of the tensors that have to be kept are counted. One draw of sizes is one seed.
+That the formula is right is measured: grouped layers and latent layers of random sizes read a random text, and the
+bytes of the tensors that have to be kept are counted. One draw of sizes is one seed.
 """
 
 from collections.abc import Sequence
@@ -107,9 +107,9 @@ def verdict(found: Results) -> Verdict:
 EXPERIMENT = Experiment(
     name="c09_bytes",
     claim=(
-        "The formula counts what has to be kept to the byte, for grouped and for latent layers. Sharing makes the cache "
-        "of Llama 2 70B 8 times smaller, and the latent makes that of DeepSeek-V3 more than 50 times smaller than keys "
-        "and values of all its heads."
+        "The formula counts what has to be kept to the byte, for grouped and for latent layers. Sharing makes the "
+        "cache of Llama 2 70B 8 times smaller, and the latent makes that of DeepSeek-V3 more than 50 times smaller "
+        "than keys and values of all its heads."
     ),
     run=run,
     verdict=verdict,
