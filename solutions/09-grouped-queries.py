@@ -377,6 +377,7 @@ print("The visible checks of pool_heads pass.")
 
 # %% see="pool_heads"
 try:
+    pool_heads({}, 8, 2)  # before anything is trained for nothing
     import os
 
     import matplotlib.pyplot as plt
@@ -404,14 +405,14 @@ try:
             return self.norms[2](x) @ self.tokens.weight.T
 
     fast = os.environ.get("ICHIMON_FAST") == "1"
-    steps = 10 if fast else 400
+    steps, looks = (10, 1) if fast else (400, 4)
     texts = {split: corpus.tokens(corpus.PROSE, split) for split in ("train", "validation")}
     batches = train.windows(texts["train"], batch=16, length=64)
     unseen = train.windows(texts["validation"], batch=32, length=64)
     torch.manual_seed(0)
     whole = Small(8)
     train.fit(whole, batches, train.Settings(steps=steps, lr=5e-3, warmup=steps // 10, device="cpu"), quiet=True)
-    before = train.evaluate(whole, unseen, 4)
+    before = train.evaluate(whole, unseen, looks)
     old = whole.state_dict()
     starts = {"mean": pool_heads(old, 8, 2)}
     firsts = {
@@ -425,11 +426,11 @@ try:
     for (way, state), style in zip(starts.items(), ("o-", "s--", "^:"), strict=True):
         model = Small(2)
         model.load_state_dict(state)
-        curve = [train.evaluate(model, unseen, 4)]
+        curve = [train.evaluate(model, unseen, looks)]
         for i in range(4):
             more = train.Settings(steps=max(2, steps // 80), lr=1e-3, final_lr=1.0, seed=i + 1, device="cpu")
             train.fit(model, train.windows(texts["train"], batch=16, length=64, seed=i + 1), more, quiet=True)
-            curve.append(train.evaluate(model, unseen, 4))
+            curve.append(train.evaluate(model, unseen, looks))
         ax.plot(range(0, 4 * more.steps + 1, more.steps), curve, style, label=way)
     ax.axhline(before, color="grey", label="8 heads, before")
     ax.set(xlabel="further steps", ylabel="loss on unseen text", title="The mean keeps most of what was learnt")
@@ -613,12 +614,11 @@ except NotImplementedError:
 
 # %% see="LatentAttention"
 try:
+    mine = LatentAttention(32, 4, q_rank=24, kv_rank=20, d_nope=6, d_rope=4, d_v=5)
     from transformers import DeepseekV3Config
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3RotaryEmbedding
 
     torch.manual_seed(0)
-    sizes = {"q_rank": 24, "kv_rank": 20, "d_nope": 6, "d_rope": 4, "d_v": 5}
-    mine = LatentAttention(32, 4, **sizes)
     config = DeepseekV3Config(
         hidden_size=32,
         num_attention_heads=4,
