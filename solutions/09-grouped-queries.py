@@ -232,10 +232,10 @@ try:
     left = [0.0] * len(counts)
     for part, colour in zip("qokv", ("#0072B2", "#56B4E9", "#D55E00", "#E69F00"), strict=True):
         widths = [row[part] for row in counts.values()]
-        ax.barh([f"{n} heads of k, v" for n in counts], widths, left=left, color=colour, label=f"{part}_proj")
+        ax.barh([f"{n} of k and v" for n in counts], widths, left=left, color=colour, label=f"{part}_proj")
         left = [a + b for a, b in zip(left, widths, strict=True)]
     ax.set(xlabel="million numbers to learn", title="Sharing makes the layer smaller, too")
-    ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.4, -0.5), frameon=False)
+    ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.4, -0.75), frameon=False)
     fig.tight_layout()
     plt.show()
 except NotImplementedError:
@@ -433,7 +433,7 @@ try:
             curve.append(train.evaluate(model, unseen, looks))
         ax.plot(range(0, 4 * more.steps + 1, more.steps), curve, style, label=way)
     ax.axhline(before, color="grey", label="8 heads, before")
-    ax.set(xlabel="further steps", ylabel="loss on unseen text", title="The mean keeps most of what was learnt")
+    ax.set(xlabel="further steps", ylabel="loss on unseen text", title="Three ways to share, trained on")
     ax.legend()
     fig.tight_layout()
     plt.show()
