@@ -615,6 +615,8 @@ def test_all_keys_are_plain_attention(student: Student) -> None:
         for mask in (None, some_mask(5, 6, seed=4)):
             expected = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
             assert not torch.allclose(few, expected), "With top_k = 2 it attends to every key."
+            raised = refusal(lambda top_k=top_k, mask=mask: student.topk_attention(q, k, v, top_k, mask))
+            assert raised is None, f"With 6 keys, top_k = {top_k} raises {raised.types[0]}."
             claim = f"top_k {top_k} of 6 keys, {'without' if mask is None else 'with'} a mask"
             assert_close(student.topk_attention(q, k, v, top_k, mask), expected, claim=claim)
 
