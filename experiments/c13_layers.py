@@ -48,7 +48,7 @@ EXPERIMENT = Experiment(
     ),
     run=run,
     verdict=verdict,
-    config={"rows": [[256, 896, 8, 2, 4096], [256, 224, 64, 8, 4096], [512, 1792, 8, 2, 2048]], "repeats": 3},
+    config={"rows": [[256, 896, 8, 2, 4096], [256, 224, 64, 8, 4096], [512, 1792, 8, 2, 2048]], "repeats": 5},
     reduced={"rows": [[128, 112, 64, 8, 512]], "repeats": 2},
     seeds=(0, 1, 2),
 )

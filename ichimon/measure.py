@@ -8,6 +8,7 @@ read that file with `results`. This module never imports torch, so building the 
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -101,12 +102,14 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
 def interleaved(functions: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, list[float]]:
     """CPU seconds of each function, called in turn `repeats` times after one call that does not count.
 
-    Taking turns lets a busy moment of the machine hit all of them alike. Report ratios of these numbers, not the
-    numbers.
+    Taking turns lets a busy moment of the machine hit all of them alike, and another order in each round gives none
+    the same caches and free memory to start from. Report ratios of these numbers, not the numbers.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
+    order, rounds = list(functions.items()), random.Random(0)
     for repeat in range(repeats + 1):
-        for name, function in functions.items():
+        rounds.shuffle(order)
+        for name, function in order:
             start = time.process_time()
             function()
             if repeat:

@@ -114,9 +114,12 @@ def test_a_missing_published_figure_names_what_there_is() -> None:
 
 def test_functions_take_turns() -> None:
     calls: list[str] = []
-    times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2)
-    assert calls == ["a", "b"] * 3, "one round that does not count, then two"
-    assert [len(times[name]) for name in "ab"] == [2, 2]
+    times = interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, repeats=5)
+    rounds = ["".join(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert len(rounds) == 6, "one round that does not count, then five"
+    assert {"".join(sorted(one)) for one in rounds} == {"abc"}
+    assert len(set(rounds)) > 1, "nobody always follows the same one"
+    assert [len(times[name]) for name in "abc"] == [5, 5, 5]
 
 
 def test_reading_results_imports_no_torch() -> None:

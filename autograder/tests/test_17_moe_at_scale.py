@@ -869,9 +869,17 @@ def clear(logits: Tensor, p: float) -> Tensor:
     return logits[(sums - p).abs().amin(-1) > 1e-4]
 
 
+def near(logits: Tensor, p: float) -> Tensor:
+    """Those rows in which a sum stays less than p / 1000 below p: it does not reach it."""
+    missing = p - logits.double().softmax(-1).sort(-1, descending=True)[0].cumsum(-1)
+    return logits[((missing > 1e-4) & (missing < p / 1000)).any(-1)]
+
+
+@cache
 def top_p_cases() -> list[tuple[Tensor, float]]:
     sizes = ((30, 8, 0.6, 1.0), (30, 5, 0.3, 1.5), (20, 16, 0.9, 2.0), (40, 4, 0.75, 0.5), (20, 64, 0.5, 1.0))
-    return [(clear(scale * normal(n, e, seed=i), p), p) for i, (n, e, p, scale) in enumerate(sizes)]
+    cases = [(clear(scale * normal(n, e, seed=i), p), p) for i, (n, e, p, scale) in enumerate(sizes)]
+    return [*cases, (clear(near(normal(4000, 8, seed=9), 0.7), 0.7), 0.7)]
 
 
 def chosen_by(student: Student, logits: Tensor, p: float) -> tuple[Tensor, list[set[int]]]:
