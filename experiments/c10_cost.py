@@ -145,7 +145,7 @@ EXPERIMENT = Experiment(
         "fit_from": 1024,
         "window": 128,
         "windows": [64, 128, 256, 512, 1024],
-        "repeats": 3,
+        "repeats": 5,
     },
     reduced={"lengths": [512, 1024, 2048, 4096], "masks_until": 2048, "windows": [128, 512], "repeats": 2},
     seeds=(0, 1, 2),
