@@ -3,7 +3,10 @@
 Layers of the reference's LinformerAttention with random weights read random texts. One position changes; which outputs
 before it are not the same any more, and by how much, compared with the outputs after it? The same is asked of Linformer
 with a causal mask laid over its scores (query i sees the mixtures 0 to i, as if they stood in time), and of attention
-under the reference's sliding_window_mask, which must keep the past as it was. A layer and a text is one seed.
+under the reference's sliding_window_mask, which must keep the past as it was. A layer and its texts are one seed.
+
+In a first run (verdict: weak, seeds 0 to 4) there was one text a seed, and the strength, 1.07 on average, was too noisy for
+the claim's bounds. This one takes `texts` of them, on fresh seeds; the claim is unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,14 +50,18 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
     for seed in seeds:
         torch.manual_seed(seed)
         every = ways(parts, config)
-        x = torch.randn(1, n, config["d_model"], dtype=torch.float64)
-        changed = x.repeat(n, 1, 1)
-        changed[torch.arange(n), torch.arange(n)] = torch.randn(n, config["d_model"], dtype=torch.float64)
         past = torch.ones(n, n, dtype=torch.bool).tril(-1)  # row: the position that changed
-        for way, see in every.items():
-            moved = (see(changed) - see(x)).norm(dim=-1)
-            noticed[way].append((moved[past] > 1e-12).double().mean().item())
-            strength[way].append((moved[past].mean() / moved[past.T].mean()).item())
+        moved: dict[str, list[Tensor]] = {way: [] for way in WAYS}
+        for _ in range(config["texts"]):
+            x = torch.randn(1, n, config["d_model"], dtype=torch.float64)
+            changed = x.repeat(n, 1, 1)
+            changed[torch.arange(n), torch.arange(n)] = torch.randn(n, config["d_model"], dtype=torch.float64)
+            for way, see in every.items():
+                moved[way].append((see(changed) - see(x)).norm(dim=-1))
+        for way, texts in moved.items():
+            by = torch.stack(texts)
+            noticed[way].append((by[:, past] > 1e-12).double().mean().item())
+            strength[way].append((by[:, past].mean() / by[:, past.T].mean()).item())
     return {
         "noticed": {way: estimate(values) for way, values in noticed.items()},
         "past_over_future": {way: estimate(values) for way, values in strength.items()},
@@ -64,7 +71,7 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
 def verdict(found: Results) -> Verdict:
     noticed, ratio = found["noticed"], found["past_over_future"]["linformer"]
     leaks = noticed["linformer"]["low"] == 1 and noticed["masked_mixtures"]["low"] == 1
-    if leaks and 0.8 < ratio["low"] and ratio["high"] < 1.25 and noticed["window"]["high"] == 0:
+    if leaks and 0.8 < ratio["low"] <= ratio["high"] < 1.25 and noticed["window"]["high"] == 0:
         return "strong"
     return "weak" if noticed["linformer"]["mean"] > 0.5 and noticed["window"]["high"] == 0 else "null"
 
@@ -72,14 +79,16 @@ def verdict(found: Results) -> Verdict:
 EXPERIMENT = Experiment(
     name="c10_leak",
     claim=(
-        "In Linformer every earlier output notices a change, and about as much as the later ones (between 0.8 and 1.25 "
-        "times). A causal mask over the mixtures mends nothing: every earlier output still notices. Under a window mask "
+        "In Linformer every earlier output notices a change, and about as much as the later ones (between 0.8 and "
+        "1.25 times). "
+        "A causal mask over the mixtures mends nothing: every earlier output still notices. Under a window mask "
         "none does."
     ),
     run=run,
     verdict=verdict,
-    config={"n": 64, "d_model": 32, "n_heads": 4, "rank": 16, "window": 16},
-    reduced={"n": 24},
+    config={"n": 64, "d_model": 32, "n_heads": 4, "rank": 16, "window": 16, "texts": 24},
+    reduced={"n": 24, "texts": 8},
+    seeds=(5, 6, 7, 8, 9),
 )
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 Linformer (Wang et al. 2020, arXiv:2006.04768) rests on the observation that attention matrices are nearly of low rank.
 We train a small encoder to fill in masked bytes of the documentation that every Python carries, with plain attention,
-and take the queries, keys and values of its layers on texts of n bytes. Then E and F of the reference's layer are fitted
-to plain attention by gradient descent on training texts, for each layer by itself, its heads sharing them. They begin
-as means over stretches of the text. The error is taken on texts that neither the encoder nor the fit has seen.
+and take the queries, keys and values of its layers on texts of n bytes. Then E and F of the reference's layer are
+fitted to plain attention by gradient descent on training texts, for each layer by itself, its heads sharing them. They
+begin as means over stretches of the text. The error is taken on texts that neither the encoder nor the fit has seen.
 
 An answer that ignores the queries, and gives every position the mean of all values, is the yardstick: the error is the
 norm of the difference from plain attention, divided by that of this answer. So 1 means that the mixtures are worth
