@@ -5,8 +5,8 @@ before it are not the same any more, and by how much, compared with the outputs 
 with a causal mask laid over its scores (query i sees the mixtures 0 to i, as if they stood in time), and of attention
 under the reference's sliding_window_mask, which must keep the past as it was. A layer and its texts are one seed.
 
-In a first run (verdict: weak, seeds 0 to 4) there was one text a seed, and the strength, 1.07 on average, was too noisy for
-the claim's bounds. This one takes `texts` of them, on fresh seeds; the claim is unchanged.
+In a first run (verdict: weak, seeds 0 to 4) there was one text a seed, and the strength, 1.07 on average, was too noisy
+for the claim's bounds. This one takes `texts` of them, on fresh seeds; the claim is unchanged.
 """
 
 from collections.abc import Callable, Sequence
