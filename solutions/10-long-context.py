@@ -248,7 +248,7 @@ try:
                 weight="bold" if new else "normal",
                 size=13 if new else 10,
             )
-    ax.set(xlabel="slot", ylabel="step", title="The newest position (large) overwrites the one that left")
+    ax.set(xlabel="slot", ylabel="step", title="The newest (large) overwrites the oldest")
     fig.tight_layout()
     plt.show()
 except NotImplementedError:
