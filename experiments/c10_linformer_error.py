@@ -2,8 +2,8 @@
 
 Linformer (Wang et al. 2020, arXiv:2006.04768) rests on the observation that attention matrices are nearly of low rank.
 Here are those of the dense model that ships with the course (`ichimon.moe.load_trained`: 3 layers, 4 heads), which
-reads windows of 2n tokens. We take the queries of the last n positions and the keys and values of the first n: all of these
-are in the past of all of those, so that no mask is needed. E and F of the reference's layer are fitted to plain
+reads windows of 2n tokens. We take the queries of the last n positions and the keys and values of the first n: all of
+these are in the past of all of those, so that no mask is needed. E and F of the reference's layer are fitted to plain
 attention over this past by gradient descent on training texts, for each layer by itself, its heads sharing them. They
 begin as means over stretches of the text. The error is taken on texts that neither the model nor the fit has seen.
 
@@ -16,10 +16,11 @@ Beside it stands a limit that needs no fit: what the best matrix of that rank, c
 misses of it (by its singular values, relative to its norm). And one matrix by pencil and paper: attention of each
 position to the one before it. All its singular values are 1, so a rank of k misses √(1 − k/n) of it, whoever chooses.
 
-A draw of texts and of random numbers is one seed. A first run (verdict: null, seeds 0 to 2) trained a small encoder of
-its own for each seed, to fill in hidden bytes. It learned hardly more than how frequent each byte is (a loss of 3.2
-nats), so its attention was hardly trained attention, and an average of errors over layers was ruled by one that added almost
-nothing to the mean. The claim is unchanged; the model is another one, layers are summed up, and the seeds are fresh.
+A draw of texts and of random numbers is one seed. A first run (verdict: null, seeds 0 to 2) trained a small encoder
+of its own for each seed, to fill in hidden bytes. It learned hardly more than how frequent each byte is (a loss of
+3.2 nats), so its attention was hardly trained attention, and an average of errors over layers was ruled by one that
+added almost nothing to the mean. The claim is unchanged; the model is another one, layers are summed up, and the
+seeds are fresh.
 """
 
 from collections.abc import Sequence
