@@ -49,11 +49,9 @@ def model_of(parts: Any, kind: str, config: Config, seed: int) -> Decoder:
     torch.manual_seed(seed)
     sizes = {name: config[name] for name in ("d_model", "n_layers", "n_heads")}
     model = Decoder(QUESTION + 1, **sizes)
-    for block in model.blocks:
-        if kind == "window":
-            attention = block.sublayers[0]
-            assert isinstance(attention, Attention)
-            attention.bias = partial(window_bias, parts, config["window"])
+    for module in model.modules():
+        if kind == "window" and isinstance(module, Attention):
+            module.bias = partial(window_bias, parts, config["window"])
     return model
 
 

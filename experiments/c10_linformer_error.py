@@ -45,7 +45,8 @@ class Inside:
     def __init__(self) -> None:
         from transformers import AttentionInterface
 
-        self.model, self.bpe = load_trained("dense")
+        model, self.bpe = load_trained("dense")
+        self.model: Any = model
         self.kept: list[Layer] = []
         AttentionInterface.register("kept", self._attend)
         self.model.set_attn_implementation("kept")
