@@ -53,7 +53,9 @@
 # %% role="set-up"
 import json
 import math
+import shutil
 import tempfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,8 +152,10 @@ def as_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def write_folder(files: Mapping[str, bytes]) -> str:
-    """A new folder with these files, by name."""
-    folder = Path(tempfile.mkdtemp())
+    """A folder with these files, by name; the same files are always in the same folder."""
+    folder = Path(tempfile.gettempdir()) / f"ichimon-{zlib.crc32(repr(sorted(files.items())).encode()):08x}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     for name, data in files.items():
         (folder / name).write_bytes(data)
     return str(folder)
@@ -448,7 +452,7 @@ except NotImplementedError:
 #   last $W$ positions, itself included.
 # - **`mask`** of shape `(batch, length)` says which tokens of the text are real. Texts of different length are padded
 #   *on the left*. Nobody attends to padding, and positions are counted from the first real token: it stands at 0. What
-#   stands on padding is at 0 too, and gets zeros. Without a mask all are real.
+#   stands on padding gets zeros. Without a mask all are real.
 # - **`cache`**: `x` is then a chunk, and comes behind the `cache.length(layer)` positions of this layer that the cache
 #   holds. Call `cache.update(layer, k, v)` once, with the new keys after RoPE and the new values, each of shape
 #   `(batch, n_kv_heads, n, d_head)`. The `length` of the mask is then past and chunk together. A layer keeps nothing
@@ -943,12 +947,11 @@ def weight_files(folder: Path) -> list[str]:
 
 def their_name(name: str) -> str:
     """What a published checkpoint calls our tensor."""
-    first, *rest = name.split(".")
-    if first != "blocks":
-        return {"tokens": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}[first] + ".weight"
-    number, part, *rest = rest
+    if not name.startswith("blocks."):
+        return {"tokens": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}[name.split(".")[0]] + ".weight"
+    _, number, part, rest = name.split(".", 3)
     theirs = {"norm1": "input_layernorm", "attention": "self_attn", "norm2": "post_attention_layernorm", "mlp": "mlp"}
-    return ".".join(["model.layers", number, theirs[part], *rest])
+    return f"model.layers.{number}.{theirs[part]}.{rest}"
     ### END SOLUTION
 
 
