@@ -1066,6 +1066,7 @@ def test_a_tensor_that_the_index_promises_must_be_there(student: Student) -> Non
     """A tensor that stands in the index and in no file is missing."""
     found = case("llama", 1)
     files = sharded(found.config, found.theirs)
+    check_loaded(student, student.write_folder(files), found, "in two files")
     last = "model-00002-of-00002.safetensors"
     short = {name: found.theirs[name] for name in sorted(found.theirs)[len(found.theirs) // 2 :]}
     gone = "model.norm.weight"
