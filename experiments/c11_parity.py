@@ -7,7 +7,7 @@ nothing but what their config.json says.
 
 Judged by: the largest difference of any logit at a real token, the share of equal tokens, and the number of parameters.
 
-A first run found a tenth of the tokens different, and the fault was the question's: without a mask `generate` takes every
+A first run found a tenth of the tokens different, and the fault was ours: without a mask `generate` takes every
 token 0 of the prompt for padding. This run gives both the same mask, and continues all texts of the padded batch.
 """
 

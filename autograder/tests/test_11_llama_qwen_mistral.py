@@ -1125,6 +1125,7 @@ def test_an_index_may_not_lead_out_of_the_folder(student: Student) -> None:
         f"../{name}/other.safetensors",
         f"{outside}/other.safetensors",
         "linked.safetensors",
+        "beside.safetensors",
         f"x/../../{name}/other.safetensors",
     ):
         index = json.dumps({"weight_map": dict.fromkeys(found.theirs, file)}).encode()
@@ -1132,6 +1133,10 @@ def test_an_index_may_not_lead_out_of_the_folder(student: Student) -> None:
         student.Path(f"{folder}/x").mkdir()
         if file == "linked.safetensors":
             student.Path(f"{folder}/{file}").symlink_to(f"{outside}/other.safetensors")
+        if file == "beside.safetensors":  # in a folder whose name begins with that of this one
+            student.Path(f"{folder}-2").mkdir(exist_ok=True)
+            student.Path(f"{folder}-2/other.safetensors").write_bytes(packed(found.theirs))
+            student.Path(f"{folder}/{file}").symlink_to(f"{folder}-2/other.safetensors")
         check_refused(student, "load_hf", folder, f"an index that names {file}", file)
     index = json.dumps({"weight_map": dict.fromkeys(found.theirs, "inner.safetensors")}).encode()
     files = {"config.json": config, "model.safetensors.index.json": index, "inner.safetensors": packed(found.theirs)}
