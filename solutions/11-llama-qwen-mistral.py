@@ -858,7 +858,7 @@ assert "c" in told, f"The last byte was cut off: a ValueError should name the te
 print("The visible checks of read_safetensors pass.")
 
 # %% see="read_safetensors"
-# What a file of 300 bytes looks like, before anybody has interpreted it.
+# What a file of two hundred bytes looks like, before anybody has interpreted it.
 raw = as_safetensors({"norm.weight": torch.ones(4), "head.weight": torch.zeros(2, 3)})
 length = int.from_bytes(raw[:8], "little")
 print(f"the length:  {raw[:8].hex(' ')}  = {length}\nthe header:  {raw[8 : 8 + length].decode()}")
