@@ -124,7 +124,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 
 @contextmanager
-def planted(reference: ModuleType, fault: dict[str, Any], model: Any) -> Iterator[None]:
+def planted(reference: Any, fault: dict[str, Any], model: Any) -> Iterator[None]:
     """The reference with this fault in what it calls."""
     kept = reference.F, reference.rope_frequencies
     if "change" in fault:

@@ -375,11 +375,13 @@ def frequencies(d_head: int, theta: float, scaling: Mapping[str, Any] | None = N
     )
 
 
-def stretched(student: Student, d_head: int, theta: float, factor: float, low: float, high: float, length: int) -> Any:
+def stretched(
+    student: Student, d_head: int, theta: float, factor: float, low: float, high: float, length: float
+) -> Any:
     return student.rope_frequencies(d_head, theta, student.RopeScaling(factor, low, high, length))
 
 
-def scaling_of(factor: float, low: float, high: float, length: int) -> Json:
+def scaling_of(factor: float, low: float, high: float, length: float) -> Json:
     numbers = {"factor": factor, "low_freq_factor": low, "high_freq_factor": high}
     return numbers | {"original_max_position_embeddings": length}
 
@@ -912,9 +914,9 @@ def test_shape_and_bytes_must_fit(student: Student) -> None:
     ):
         found = file_with(student, by_hand({"evil": entry(dtype, shape, 0, end)}, data))
         check_refused(student, "read_safetensors", found, f"{end} bytes for the shape {list(shape)} in {dtype}", "evil")
-    for shape in ((-2, -3), (-2, -3, 1), (-1, -1, 6), (-1,), (-1, 6), (6, -1)):
-        found = file_with(student, by_hand({"evil": entry("F32", shape, 0, 24)}, data))
-        check_refused(student, "read_safetensors", found, f"the shape {list(shape)}", "evil")
+    for sizes in ((-2, -3), (-2, -3, 1), (-1, -1, 6), (-1,), (-1, 6), (6, -1)):
+        found = file_with(student, by_hand({"evil": entry("F32", sizes, 0, 24)}, data))
+        check_refused(student, "read_safetensors", found, f"the shape {list(sizes)}", "evil")
     for dtype in ("F3", "float32", ""):
         found = file_with(student, by_hand({"evil": entry(dtype, (6,), 0, 24)}, data))
         check_refused(student, "read_safetensors", found, f"the dtype {dtype!r}", "evil")
