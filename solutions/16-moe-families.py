@@ -913,6 +913,7 @@ assert counts[2] == counts[1] - 40, f"The input embedding has 40 numbers; yours 
 print("The visible checks of count_parameters pass.")
 
 # %% stand_in="count_parameters"
+import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 
@@ -932,7 +933,8 @@ class MoELayer(nn.Module):
         if config.family == "deepseek_v3":
             self.register_buffer("correction", torch.empty(n))
         if config.d_shared:
-            self.shared = SwiGLU(d, config.d_shared)
+            sizes = {"gate_proj": (d, config.d_shared), "up_proj": (d, config.d_shared), "down_proj": (config.d_shared, d)}
+            self.shared = nn.ModuleDict({name: nn.Linear(*size, bias=False) for name, size in sizes.items()})
 
 
 # %% see="count_parameters"
