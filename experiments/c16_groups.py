@@ -1,9 +1,9 @@
 """What does it cost a token to visit fewer machines?
 
 A small decoder with experts, spread over groups as DeepSeek-V3's are over machines, is trained on real prose with
-chapter 16's route_in_groups, balanced by chapter 14's bias_update. Once all groups stay, and then fewer and fewer. Counted on
-test text: how many groups a token visits in a layer, which is how often its vector has to travel (once to each machine,
-however many of its experts live there), how evenly the experts are used, and the loss.
+chapter 16's route_in_groups, balanced by chapter 14's bias_update. Once all groups stay, and then fewer and fewer.
+Counted on test text: how many groups a token visits in a layer, which is how often its vector has to travel (once to
+each machine, however many of its experts live there), how evenly the experts are used, and the loss.
 
 The rival is thrift after the fact: the model that was trained with all groups, limited only when it is used.
 
@@ -119,9 +119,9 @@ def verdict(found: Results) -> Verdict:
 EXPERIMENT = Experiment(
     name="c16_groups",
     claim=(
-        "Limited to 2 of 8 groups, a token makes less than 70 % of the journeys that it makes if it may choose freely, and "
-        "the test loss is less than 0.05 nats higher if the model was trained so. The same limit put on the freely trained "
-        "model afterwards costs more than that."
+        "Limited to 2 of 8 groups, a token makes less than 70 % of the journeys that it makes if it may choose freely, "
+        "and the test loss is less than 0.05 nats higher if the model was trained so. The same limit put on the freely "
+        "trained model afterwards costs more than that."
     ),
     run=run,
     verdict=verdict,

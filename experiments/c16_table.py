@@ -10,9 +10,10 @@ Counts: chapter 16's count_parameters on the config.json of published models, ag
 from it without memory (on the meta device), and against what the makers say. Three models are counted by arithmetic.
 Switch-C (Fedus et al. 2022) is a T5 in which every layer has experts: transformers could build it, and takes a minute.
 GLaM (Du et al. 2022, table 4) was never released: 64 layers of attention with 128 heads of 128, every other one with
-64 plain experts, the others with a gated dense layer (section 4), a vocabulary of 256,000, no word about biases. Grok-1's
-numbers stand in its code (xai-org/grok-1, run.py and model.py): gated experts as wide as 2/3 of 8 d_model, four norms a
-layer, embedding and head in one.
+64 plain experts, the others with a gated dense layer (section 4), a vocabulary of 256,000, no word about biases. Its
+numbers that we could not look up, vocabulary and gated layers, are those with which the published active count comes
+out. Grok-1's numbers stand in its code (xai-org/grok-1, run.py and model.py): gated experts as wide as 2/3 of 8
+d_model, four norms a layer, embedding and head in one.
 """
 
 from collections.abc import Mapping, Sequence
