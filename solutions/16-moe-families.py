@@ -243,7 +243,8 @@ class Attention(nn.Module):
             q = self.q_proj(x) if q_rank is None else self.q_up(self.q_norm(self.q_down(x)))
             q, q_rope = q.unflatten(-1, (c.n_heads, -1)).transpose(1, 2).split((nope, rope), -1)
             small, k_rope = self.kv_down(x).split((kv_rank, rope), -1)
-            k, v = self.kv_up(self.kv_norm(small)).unflatten(-1, (c.n_heads, -1)).transpose(1, 2).split((nope, value), -1)
+            both = self.kv_up(self.kv_norm(small)).unflatten(-1, (c.n_heads, -1)).transpose(1, 2)
+            k, v = both.split((nope, value), -1)
             k_rope = self.turn(k_rope[:, None]).expand(-1, c.n_heads, -1, -1)
             return torch.cat((q, self.turn(q_rope)), -1), torch.cat((k, k_rope), -1), v
         parts = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
@@ -296,7 +297,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.RMSNorm(c.d_model, c.norm_eps), nn.RMSNorm(c.d_model, c.norm_eps)
         self.attention, experts = Attention(c, layer), c.experts[layer]
-        self.mlp = SwiGLU(c.d_model, c.d_hidden) if experts is None else MoELayer(experts)  # noqa: F821
+        self.mlp = SwiGLU(c.d_model, c.d_hidden) if experts is None else MoELayer(experts)
 
     def forward(self, x: Float[Tensor, "batch n d_model"]) -> Float[Tensor, "batch n d_model"]:
         x = x + self.attention(self.norm1(x))
@@ -330,7 +331,7 @@ class Decoder(nn.Module):
 #
 # | family | `top_k` | weight of a chosen expert | the weights of a token sum to |
 # |---|---|---|---|
-# | `mixtral` | 2 of 8 | its probability in the softmax over **all** experts, divided by the sum of the chosen ones | 1 |
+# | `mixtral` | 2 of 8 | its probability in the softmax over **all** experts, divided by the sum of the chosen | 1 |
 # | `qwen3_moe` | 8 of 128 | the same if `renormalise`; the probability as it is if not | 1, or less |
 # | `gpt_oss` | 4 of 32 or 128 | its probability in the softmax over the **chosen** logits | 1 |
 # | `switch` | 1 of up to 2048 | its probability in the softmax over all experts, as it is | less than 1 |
@@ -410,10 +411,11 @@ print("The visible checks of route pass.")
 try:
     import matplotlib.pyplot as plt
 
-    logits = torch.tensor([[3.0, 1.0, 0.0, 0.0, -1.0, -1.0], [0.3, 0.2, 0.1, 0.0, 0.0, -0.1], [-2.0, -3, -3, -4, -4, -4]])
+    logits = torch.tensor([[3.0, 1, 0, 0, -1, -1], [0.3, 0.2, 0.1, 0, 0, -0.1], [-2, -3, -3, -4, -4, -4]])
     readings = (("mixtral", True), ("qwen3_moe", False), ("gpt_oss", True), ("switch", True), ("llama4_text", True))
     fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.9), sharey=True, facecolor="white")
-    for token, (ax, title) in enumerate(zip(axes, ("a sure router", "a router in doubt", "all logits low"), strict=True)):
+    titles = ("a sure router", "a router in doubt", "all logits low")
+    for token, (ax, title) in enumerate(zip(axes, titles, strict=True)):
         for at, (family, renormalise) in enumerate(readings):
             top_k = 1 if family in ("switch", "llama4_text") else 2
             weights, _ = route(logits, top_k, family, renormalise)
@@ -759,16 +761,23 @@ def route_in_groups(logits, correction, top_k, n_groups, top_groups, scale, reno
 # %% see="MoELayer"
 # Whole models. For each family a small one with random weights, once made of your layer and once by transformers; the
 # weights of its experts went through your unpack_experts. Do the two say the same?
-SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
-SMALL |= {"intermediate_size": 24, "head_dim": 8, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e4}
+SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+SMALL |= {
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "head_dim": 8,
+    "num_experts_per_tok": 2,
+    "rms_norm_eps": 1e-5,
+}
+SMALL["rope_theta"] = 1e4
 FAMILIES = {
     "mixtral": {"num_local_experts": 4, "sliding_window": None},
     "qwen3_moe": {"num_experts": 6, "moe_intermediate_size": 12, "norm_topk_prob": False, "mlp_only_layers": [0]},
     "gpt_oss": {"num_local_experts": 4, "sliding_window": 3, "attention_bias": True},
     "deepseek_v3": {
         "q_lora_rank": 12, "kv_lora_rank": 10, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6,
-        "num_key_value_heads": 4, "moe_intermediate_size": 12, "n_routed_experts": 8, "n_shared_experts": 1, "n_group": 4,
-        "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True, "first_k_dense_replace": 1,
+        "num_key_value_heads": 4, "moe_intermediate_size": 12, "n_routed_experts": 8, "n_shared_experts": 1,
+        "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True, "first_k_dense_replace": 1,
     },
     "llama4_text": {
         "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 40, "interleave_moe_layer_step": 2,
@@ -819,7 +828,8 @@ try:
         ids = torch.randint(50, (2, 11))
         with torch.no_grad():
             mine, wanted = model(ids), theirs(ids).logits
-        print(f"{family:>12}: logits of size {wanted.std():.1f}; yours are off by {(mine - wanted).abs().max():.0e} at most")
+        off = (mine - wanted).abs().max()
+        print(f"{family:>12}: logits of size {wanted.std():.1f}; yours are off by {off:.0e} at most")
 except NotImplementedError:
     print("Finish the first four parts, then run this cell again.")
 except ImportError:
@@ -846,18 +856,25 @@ except RuntimeError as error:
 # `num_attention_heads`, `num_key_value_heads`, `intermediate_size`, `num_experts_per_tok` and `tie_word_embeddings`;
 # `head_dim` may be missing, and is then `hidden_size // num_attention_heads`. Further:
 #
-# | family | experts a layer | width of one | layers with experts | width of dense layers | shared expert |
-# |---|---|---|---|---|---|
-# | `mixtral` | `num_local_experts` | `intermediate_size` | all | | |
-# | `gpt_oss` | `num_local_experts` | `intermediate_size` | all | | |
-# | `qwen3_moe` | `num_experts` | `moe_intermediate_size` | those `i` (from 0) not in `mlp_only_layers` for which `decoder_sparse_step` divides `i + 1` | `intermediate_size` | |
-# | `deepseek_v3` | `n_routed_experts` | `moe_intermediate_size` | all but the first `first_k_dense_replace` | `intermediate_size` | `n_shared_experts` · `moe_intermediate_size` wide |
-# | `llama4_text` | `num_local_experts` | `intermediate_size` | every `interleave_moe_layer_step`-th, beginning with number `interleave_moe_layer_step - 1` | `intermediate_size_mlp` | `intermediate_size` wide |
+# | family | experts a layer | width of one | width of dense layers | width of the shared expert |
+# |---|---|---|---|---|
+# | `mixtral` | `num_local_experts` | `intermediate_size` | | |
+# | `gpt_oss` | `num_local_experts` | `intermediate_size` | | |
+# | `qwen3_moe` | `num_experts` | `moe_intermediate_size` | `intermediate_size` | |
+# | `deepseek_v3` | `n_routed_experts` | `moe_intermediate_size` | `intermediate_size` | `n_shared_experts` such |
+# | `llama4_text` | `num_local_experts` | `intermediate_size` | `intermediate_size_mlp` | `intermediate_size` |
+#
+# Which layers have experts, counted from 0?
+#
+# - `mixtral` and `gpt_oss`: all.
+# - `qwen3_moe`: layer `i` if `decoder_sparse_step` divides `i + 1` and `i` is not in `mlp_only_layers`.
+# - `deepseek_v3`: all but the first `first_k_dense_replace`.
+# - `llama4_text`: numbers `s - 1`, `2s - 1`, `3s - 1`, … where `s` is `interleave_moe_layer_step`.
 #
 # What attention holds is in the set-up cell: `Attention` for the names, `read_config` for the keys. In short: $W_q$,
 # $W_k$, $W_v$, $W_o$; two gains of `head_dim` in `qwen3_moe`; a bias for each of the four and one sink a head in
-# `gpt_oss`; and DeepSeek's latent attention, where `q_lora_rank` may be None. Every layer has two norms, and there is one
-# at the end.
+# `gpt_oss`; and DeepSeek's latent attention, where `q_lora_rank` may be None. Every layer has two norms, and there is
+# one at the end.
 #
 # - Count by arithmetic, or by any other way that ends within a second: the configurations are those of the published
 #   models, too large for any memory. If you use the set-up cell's `Decoder`, a `MoELayer` with the right parameters
@@ -933,7 +950,8 @@ class MoELayer(nn.Module):
         if config.family == "deepseek_v3":
             self.register_buffer("correction", torch.empty(n))
         if config.d_shared:
-            sizes = {"gate_proj": (d, config.d_shared), "up_proj": (d, config.d_shared), "down_proj": (config.d_shared, d)}
+            s = config.d_shared
+            sizes = {"gate_proj": (d, s), "up_proj": (d, s), "down_proj": (s, d)}
             self.shared = nn.ModuleDict({name: nn.Linear(*size, bias=False) for name, size in sizes.items()})
 
 
@@ -953,15 +971,16 @@ try:
             "num_experts_per_tok": 4, "sliding_window": 128,
         },
         "Qwen3-30B-A3B (30.5B, 3.3B active)": {
-            "model_type": "qwen3_moe", "vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 48, "head_dim": 128,
-            "num_attention_heads": 32, "num_key_value_heads": 4, "intermediate_size": 6144, "num_experts": 128,
-            "moe_intermediate_size": 768, "num_experts_per_tok": 8, "norm_topk_prob": True, "mlp_only_layers": [],
+            "model_type": "qwen3_moe", "vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 48,
+            "head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 4, "intermediate_size": 6144,
+            "num_experts": 128, "moe_intermediate_size": 768, "num_experts_per_tok": 8, "norm_topk_prob": True, "mlp_only_layers": [],
             "decoder_sparse_step": 1,
         },
     }  # fmt: skip
     print(f"{'':38} {'total':>15} {'active':>15} {'without embedding':>18}")
     for name, config in released.items():
-        print(f"{name:38}", *(f"{count:>{width},}" for count, width in zip(count_parameters(config | common), (15, 15, 18))))
+        total, active, without = count_parameters(config | common)
+        print(f"{name:38} {total:>15,} {active:>15,} {without:>18,}")
 except NotImplementedError:
     print("Finish count_parameters first, then run this cell again.")
 
@@ -1011,8 +1030,8 @@ class Patient(nn.Module):
 
 
 # %% [markdown]
-# Do not read it yet. Measure first. `ichimon.diff` runs two models on the same input and names the first sub-layer where
-# they part; the healthy one comes from transformers. Change what you examine until you know on what the fault
+# Do not read it yet. Measure first. `ichimon.diff` runs two models on the same input and names the first sub-layer
+# where they part; the healthy one comes from transformers. Change what you examine until you know on what the fault
 # depends: one text or several, much room or little, few tokens or many.
 
 

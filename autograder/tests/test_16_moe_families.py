@@ -6,6 +6,7 @@ On this side every expert runs on every token, groups are lists, and texts are r
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -123,8 +124,9 @@ def switch(x: Tensor, w: Mapping[str, Tensor], capacity: int) -> Tensor:
 SIZES = ((5, 8, 2), (1, 4, 1), (7, 5, 3), (33, 64, 8), (3, 4, 4), (4, 1, 1))
 
 
-def routed(out: Any, tokens: int, n_experts: int, top_k: int) -> tuple[Tensor, Tensor]:
-    """A routing of the right shapes, each token's experts different and existing ones."""
+def routed(out: Any, *sizes: int) -> tuple[Tensor, Tensor]:
+    """A routing of these sizes (tokens, experts, top_k), each token's experts different and existing ones."""
+    tokens, n_experts, top_k = sizes
     assert isinstance(out, tuple | list), f"A {type(out).__name__} came back, and it should be weights and experts."
     assert len(out) == 2, f"{len(out)} things came back, and it should be two: weights and experts."
     weights = tensor(out[0], shape=(tokens, top_k), name="weights")
@@ -412,7 +414,7 @@ PLAIN = ("mixtral", "qwen3_moe", "deepseek_v3")
 
 
 def packed(family: str, e: int, h: int, d: int, *, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A layer's experts as transformers keeps them, and as the course does; packed from gate and up, number by number."""
+    """A layer's experts as transformers keeps them, and as the course does; packed number by number."""
     gate, up, down = normal(e, h, d, seed=seed), normal(e, h, d, seed=seed + 1), normal(e, d, h, seed=seed + 2)
     ours = {"gate_up": torch.cat((gate, up), 1), "down": down}
     if family in PLAIN:
@@ -515,7 +517,8 @@ LAYERS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"d_model": 6, "d_hidden": 3, "n_experts": 7, "top_k": 3, "renormalise": False},
     "gpt_oss": {"d_model": 5, "d_hidden": 5, "n_experts": 4, "top_k": 2},
     "deepseek_v3": {
-        "d_model": 7, "d_hidden": 4, "n_experts": 12, "top_k": 3, "n_groups": 4, "top_groups": 2, "scale": 2.5, "d_shared": 6,
+        "d_model": 7, "d_hidden": 4, "n_experts": 12, "top_k": 3, "n_groups": 4, "top_groups": 2, "scale": 2.5,
+        "d_shared": 6,
     },
     "llama4_text": {"d_model": 6, "d_hidden": 4, "n_experts": 5, "top_k": 1, "d_shared": 4},
 }  # fmt: skip
@@ -592,7 +595,7 @@ def check_models(student: Student, family: str) -> None:
         with torch.no_grad():
             found = tensor(model(ids), shape=expected.shape, dtype=expected.dtype, name="the logits")
             if not torch.allclose(found, expected, 1e-4, 1e-4):
-                where = first_difference(model, trace, lambda model=model, ids=ids: model(ids), atol=1e-4)
+                where = first_difference(model, trace, partial(model, ids), atol=1e-4)
                 assert_close(found, expected, claim=f"A whole {family}. {where} In the end", name="the logits")
 
 
@@ -722,19 +725,21 @@ def test_the_layer_works_in_bfloat16_and_leaves_x_alone(student: Student) -> Non
 
 PLENTY: dict[str, Any] = {"rms_norm_eps": 1e-5, "tie_word_embeddings": False, "rope_theta": 1e4}
 GPT_OSS = {
-    **PLENTY, "model_type": "gpt_oss", "vocab_size": 201088, "hidden_size": 2880, "head_dim": 64, "num_attention_heads": 64,
-    "num_key_value_heads": 8, "intermediate_size": 2880, "num_experts_per_tok": 4, "sliding_window": 128,
-    "attention_bias": True, "swiglu_limit": 7.0, "rope_scaling": None,
+    **PLENTY, "model_type": "gpt_oss", "vocab_size": 201088, "hidden_size": 2880, "head_dim": 64,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "intermediate_size": 2880, "num_experts_per_tok": 4,
+    "sliding_window": 128, "attention_bias": True, "swiglu_limit": 7.0, "rope_scaling": None,
 }  # fmt: skip
 QWEN3 = {
-    **PLENTY, "model_type": "qwen3_moe", "vocab_size": 151936, "head_dim": 128, "num_key_value_heads": 4, "num_experts": 128,
-    "num_experts_per_tok": 8, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    **PLENTY, "model_type": "qwen3_moe", "vocab_size": 151936, "head_dim": 128, "num_key_value_heads": 4,
+    "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
 }  # fmt: skip
 LLAMA4 = {
     **PLENTY, "model_type": "llama4_text", "vocab_size": 202048, "hidden_size": 5120, "num_hidden_layers": 48,
     "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 8192,
     "intermediate_size_mlp": 16384, "num_experts_per_tok": 1, "no_rope_layers": [1, 1, 1, 0] * 12,
-    "attention_chunk_size": 8192, "use_qk_norm": True, "attn_temperature_tuning": True, "attn_scale": 0.1, "floor_scale": 8192,
+    "attention_chunk_size": 8192, "use_qk_norm": True, "attn_temperature_tuning": True, "attn_scale": 0.1,
+    "floor_scale": 8192,
 }  # fmt: skip
 MIXTRAL = {
     **PLENTY,
@@ -764,7 +769,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "gpt-oss-120b": {**GPT_OSS, "num_hidden_layers": 36, "num_local_experts": 128},
     "DeepSeek-V3": {
         **PLENTY, "model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size": 7168, "num_hidden_layers": 61,
-        "num_attention_heads": 128, "num_key_value_heads": 128, "intermediate_size": 18432, "moe_intermediate_size": 2048,
+        "num_attention_heads": 128, "num_key_value_heads": 128, "intermediate_size": 18432,
+        "moe_intermediate_size": 2048,
         "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4,
         "norm_topk_prob": True, "routed_scaling_factor": 2.5, "first_k_dense_replace": 3, "q_lora_rank": 1536,
         "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
@@ -813,15 +819,18 @@ def check_counts(
 
 def variants(family: str) -> dict[str, dict[str, Any]]:
     """Small models of a family, with everything that its table of keys names set otherwise."""
-    own: dict[str, Any] = {
+    every: dict[str, dict[str, Any]] = {
         "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 4},
         "gpt_oss": {"num_hidden_layers": 5, "num_local_experts": 7, "num_key_value_heads": 2},
         "qwen3_moe": {"num_hidden_layers": 7, "decoder_sparse_step": 2, "mlp_only_layers": [0, 3]},
         "deepseek_v3": {"num_hidden_layers": 5, "first_k_dense_replace": 2, "n_shared_experts": 3, "vocab_size": 41},
         "llama4_text": {"num_hidden_layers": 7, "interleave_moe_layer_step": 3, "no_rope_layers": [1] * 7},
-    }[family]
-    found = {f"a small {family}, number {at}": config for at, config in enumerate(families.TINY[family])}
-    return found | {f"another {family}": {**families.TINY[family][0], **own}}
+    }
+    found: dict[str, dict[str, Any]] = {
+        f"a small {family}, number {at}": config for at, config in enumerate(families.TINY[family])
+    }
+    found[f"another {family}"] = {**families.TINY[family][0], **every[family]}
+    return found
 
 
 @pytest.mark.exercise("count_parameters")
@@ -850,7 +859,7 @@ def test_deepseek_v3_is_counted(student: Student) -> None:
 
 @pytest.mark.exercise("count_parameters")
 def test_llama_4_is_counted(student: Student) -> None:
-    """Every interleave_moe_layer_step-th layer has experts and a shared one; the others are intermediate_size_mlp wide."""
+    """Every interleave_moe_layer_step-th layer has experts and a shared one; the others are dense and wider."""
     check_counts(student, variants("llama4_text"))
 
 
