@@ -526,17 +526,19 @@ try:
     free, _ = logits.sigmoid().sort(-1, descending=True)
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.5, 2.9), facecolor="white")
     quality = []
-    for at, top_groups in enumerate((8, 4, 2, 1)):
+    colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+    for at, (top_groups, colour) in enumerate(zip((8, 4, 2, 1), colours, strict=True)):
         _, experts = route_in_groups(logits, torch.zeros(64), 4, 8, top_groups, 1.0)
         visited = F.one_hot(experts // 8, 8).amax(1).sum(-1)
         share = visited.bincount(minlength=6)[1:6] / len(visited)
-        left.bar(torch.arange(1, 6) + 0.2 * at - 0.3, share, width=0.2, label=f"{top_groups} of 8 groups")
+        left.bar(torch.arange(1, 6) + 0.2 * at - 0.3, share, width=0.2, color=colour, label=f"{top_groups} of 8 groups")
         quality.append((logits.sigmoid().gather(1, experts).sum(-1) / free[:, :4].sum(-1)).mean().item())
     left.set(xlabel="machines visited", ylabel="share of tokens", title="Fewer groups, fewer journeys")
     left.legend(fontsize=8)
-    right.bar(range(4), quality, color="#0072B2")
+    bars = right.bar(range(4), quality, color=colours)
+    right.bar_label(bars, [f"{share:.2f}" for share in quality], fontsize=9)
     right.set_xticks(range(4), ("8", "4", "2", "1"))
-    right.set(xlabel="groups that stay", ylabel="score", ylim=(0.8, 1.01), title="Scores, the best four being 1")
+    right.set(xlabel="groups that stay", ylabel="score", ylim=(0, 1.15), title="Scores, the best four being 1")
     fig.tight_layout()
     plt.show()
 except NotImplementedError:
@@ -776,8 +778,9 @@ FAMILIES = {
     "gpt_oss": {"num_local_experts": 4, "sliding_window": 3, "attention_bias": True},
     "deepseek_v3": {
         "q_lora_rank": 12, "kv_lora_rank": 10, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6,
-        "num_key_value_heads": 4, "moe_intermediate_size": 12, "n_routed_experts": 8, "n_shared_experts": 1,
-        "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True, "first_k_dense_replace": 1,
+        "num_key_value_heads": 4, "head_dim": 4, "moe_intermediate_size": 12, "n_routed_experts": 8,
+        "n_shared_experts": 1, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
+        "first_k_dense_replace": 1,
     },
     "llama4_text": {
         "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 40, "interleave_moe_layer_step": 2,
@@ -787,7 +790,7 @@ FAMILIES = {
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
 YARN["original_max_position_embeddings"] = 16
-FAMILIES["gpt_oss"]["rope_scaling"] = YARN
+FAMILIES["gpt_oss"] |= {"rope_scaling": YARN, "max_position_embeddings": 128}
 NAMES = (
     ("model.embed_tokens", "tokens"), ("model.norm", "norm"), ("lm_head", "head"), ("model.layers", "blocks"),
     ("self_attn", "attention"), ("feed_forward", "mlp"), ("input_layernorm", "norm1"), ("mlp.gate.", "mlp.router."),
@@ -973,8 +976,8 @@ try:
         "Qwen3-30B-A3B (30.5B, 3.3B active)": {
             "model_type": "qwen3_moe", "vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 48,
             "head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 4, "intermediate_size": 6144,
-            "num_experts": 128, "moe_intermediate_size": 768, "num_experts_per_tok": 8, "norm_topk_prob": True, "mlp_only_layers": [],
-            "decoder_sparse_step": 1,
+            "num_experts": 128, "moe_intermediate_size": 768, "num_experts_per_tok": 8, "norm_topk_prob": True,
+            "mlp_only_layers": [], "decoder_sparse_step": 1,
         },
     }  # fmt: skip
     print(f"{'':38} {'total':>15} {'active':>15} {'without embedding':>18}")
