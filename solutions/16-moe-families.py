@@ -677,6 +677,15 @@ class MoELayer(nn.Module):
         """Each token's chosen experts, weighed and added up, and the shared expert where there is one."""
         ### BEGIN SOLUTION
         c, tokens = self.config, x.flatten(0, 1)
+
+        def expert(e: int, rows: Tensor) -> Tensor:
+            if c.family != "gpt_oss":
+                gate, up = F.linear(rows, self.gate_up[e]).chunk(2, -1)
+                return F.linear(F.silu(gate) * up, self.down[e])
+            gate, up = F.linear(rows, self.gate_up[e], self.gate_up_bias[e]).chunk(2, -1)
+            gate, up = gate.clamp(max=c.limit), up.clamp(-c.limit, c.limit)
+            return F.linear((up + 1) * gate * (c.alpha * gate).sigmoid(), self.down[e], self.down_bias[e])
+
         logits = self.router(tokens)
         if c.family == "deepseek_v3":
             groups = c.top_k, c.n_groups, c.top_groups, c.scale, c.renormalise
@@ -687,22 +696,10 @@ class MoELayer(nn.Module):
         for e in experts.unique().tolist():
             token, place = (experts == e).nonzero(as_tuple=True)
             weight, rows = weights[token, place, None], tokens[token]
-            y = self.expert(e, weight * rows) if c.family == "llama4_text" else weight * self.expert(e, rows)
+            y = expert(e, weight * rows) if c.family == "llama4_text" else weight * expert(e, rows)
             out = out.index_add(0, token, y)
         return out.view_as(x)
         ### END SOLUTION
-
-    ### BEGIN SOLUTION
-    def expert(self, e: int, x: Tensor) -> Tensor:
-        if self.config.family != "gpt_oss":
-            gate, up = F.linear(x, self.gate_up[e]).chunk(2, -1)
-            return F.linear(F.silu(gate) * up, self.down[e])
-        gate, up = F.linear(x, self.gate_up[e], self.gate_up_bias[e]).chunk(2, -1)
-        limit = self.config.limit
-        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-        return F.linear((up + 1) * gate * (self.config.alpha * gate).sigmoid(), self.down[e], self.down_bias[e])
-
-    ### END SOLUTION
 
 
 # %% check="MoELayer" points=6
