@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from autograder import families
-from ichimon.measure import ROOT, Config, Experiment, Results, Verdict, main, published
+from ichimon.measure import ROOT, Config, Experiment, Results, Verdict, estimate, main, published
 from ichimon.notebook import load
 
 FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "llama4_text")
@@ -155,9 +155,11 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
     found: Results = {"families": {}, "models": {}}
     for family in FAMILIES:
         small = families.TINY[family][: config["configurations"]]
-        pairs = [difference(chapter, each, seed + 1) for each in small for seed in seeds]
+        by_seed = [[difference(chapter, each, seed + 1) for each in small] for seed in seeds]
+        pairs = [pair for one in by_seed for pair in one]
         found["families"][family] = {
             "largest_difference": max(pair[0] for pair in pairs),
+            "difference": estimate([max(pair[0] for pair in one) for one in by_seed]),
             "smallest_spread": min(pair[1] for pair in pairs),
             "comparisons": len(pairs),
             **ingredients(family, seeds[0]),
