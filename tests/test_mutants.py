@@ -141,6 +141,12 @@ def test_no_variable_is_used_before_it_is_assigned() -> None:
     assert "return b - b" in {mutant.after for mutant in mutants(source)}
 
 
+def test_variables_that_are_unpacked_together_are_exchanged_but_for_the_rest() -> None:
+    lines = {mutant.after for mutant in mutants("def f(x):\n    a, b, *rest = x\n    return g(a, rest)")}
+    assert "return g(b, rest)" in lines
+    assert not {"return g(rest, rest)", "return g(a, a)", "return g(a, b)"} & lines
+
+
 def test_the_same_change_in_two_places_is_told_apart() -> None:
     found = [m for m in mutants("if a:\n    x = b\nif a:\n    y = b") if m.after == "if True:"]
     assert [(m.line, m.occurrence) for m in found] == [(1, 1), (3, 2)]

@@ -145,7 +145,8 @@ def _kinds(tree: ast.Module) -> dict[str, list[str]]:
                 case (
                     ast.Assign(targets=[ast.Tuple(elts=elements)]) | ast.comprehension(target=ast.Tuple(elts=elements))
                 ):
-                    groups.setdefault(node, []).extend(ast.unparse(element) for element in elements)
+                    single = [element for element in elements if not isinstance(element, ast.Starred)]
+                    groups.setdefault(node, []).extend(ast.unparse(element) for element in single)
                 case ast.Assign(targets=[ast.Name() | ast.Attribute() as target], value=ast.Call(func=maker)):
                     place = function if isinstance(target, ast.Name) else None
                     groups.setdefault((place, ast.unparse(maker).rpartition(".")[2]), []).append(ast.unparse(target))
