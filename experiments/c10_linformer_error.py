@@ -45,8 +45,8 @@ class Inside:
     def __init__(self) -> None:
         from transformers import AttentionInterface
 
-        model, self.bpe = load_trained("dense")
-        self.model: Any = model
+        self.model: Any
+        self.model, self.bpe = load_trained("dense")
         self.kept: list[Layer] = []
         AttentionInterface.register("kept", self._attend)
         self.model.set_attn_implementation("kept")
@@ -77,7 +77,7 @@ def like(layer: Layer, generator: torch.Generator) -> Layer:
     return q * spread, k, v
 
 
-def pooled(parts: Any, rank: int, n: int) -> nn.Module:
+def pooled(parts: Any, rank: int, n: int) -> Any:
     """A layer of the reference whose E and F begin as means over stretches of the text; at rank n as nothing at all."""
     layer = parts.LinformerAttention(4, 1, n, rank)
     with torch.no_grad():

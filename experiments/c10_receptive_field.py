@@ -42,8 +42,8 @@ def gradient_by_distance(n_layers: int, window: int, length: int, seed: int) -> 
         head_dim=8,
         sliding_window=window,
         initializer_range=0.2,
-        attn_implementation="eager",
     )
+    config._attn_implementation = "eager"
     model = MistralModel(config).double().eval()
     x = torch.randn(1, length, WIDTH, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(WIDTH, dtype=torch.float64)

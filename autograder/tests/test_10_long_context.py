@@ -7,6 +7,7 @@ over a brute-force mask, and from laws; none from the reference.
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -144,10 +145,10 @@ def test_impossible_sizes_are_an_error(student: Student) -> None:
     )
     for n_q, n_k in ((5, 3), (7, 6)):
         what = f"sliding_window_mask({n_q}, {n_k}, 2)"
-        names(refusal(lambda n_q=n_q, n_k=n_k: student.sliding_window_mask(n_q, n_k, 2)), what, n_q, n_k)
+        names(refusal(partial(student.sliding_window_mask, n_q, n_k, 2)), what, n_q, n_k)
     for window in (0, -3):
         what = f"sliding_window_mask(4, 6, {window})"
-        names(refusal(lambda window=window: student.sliding_window_mask(4, 6, window)), what, window)
+        names(refusal(partial(student.sliding_window_mask, 4, 6, window)), what, window)
 
 
 # -- RollingKVCache -------------------------------------------------------------------------------------------------
@@ -548,7 +549,7 @@ def best_keys(q: Tensor, k: Tensor, top_k: int, mask: Tensor | None = None) -> T
     rows = zip(scores.flatten(0, 1).tolist(), allowed.reshape(-1, shape[-1]).tolist(), strict=True)
     chosen = []
     for row, may in rows:
-        order = sorted((j for j in range(len(row)) if may[j]), key=lambda j, row=row: (-row[j], j))[:top_k]
+        order = sorted((j for j in range(len(row)) if may[j]), key=lambda j: (-row[j], j))[:top_k]
         chosen.append([j in order for j in range(len(row))])
     return torch.tensor(chosen).reshape(shape)
 
@@ -615,7 +616,7 @@ def test_all_keys_are_plain_attention(student: Student) -> None:
         for mask in (None, some_mask(5, 6, seed=4)):
             expected = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
             assert not torch.allclose(few, expected), "With top_k = 2 it attends to every key."
-            raised = refusal(lambda top_k=top_k, mask=mask: student.topk_attention(q, k, v, top_k, mask))
+            raised = refusal(partial(student.topk_attention, q, k, v, top_k, mask))
             assert raised is None, f"With 6 keys, top_k = {top_k} raises {raised.types[0]}."
             claim = f"top_k {top_k} of 6 keys, {'without' if mask is None else 'with'} a mask"
             assert_close(student.topk_attention(q, k, v, top_k, mask), expected, claim=claim)
@@ -865,7 +866,7 @@ def test_a_longer_text_is_an_error(student: Student) -> None:
     layer = loaded(student, 3, random_weights(12, 7, 4, seed=1))
     assert refusal(lambda: layer(normal(1, 7, 12, seed=2))) is None, "A text of n_max positions raises an error."
     for n in (8, 20):
-        names(refusal(lambda n=n: layer(normal(1, n, 12, seed=2))), f"a text of {n} positions, where n_max is 7,", n, 7)
+        names(refusal(partial(layer, normal(1, n, 12, seed=2))), f"a text of {n} positions, where n_max is 7,", n, 7)
 
 
 @pytest.mark.exercise("LinformerAttention", weight=2)
