@@ -223,10 +223,10 @@ EXPERIMENT = Experiment(
         "n_experts": 8,
         "length": 128,
         "batch": 8,
-        "steps": 240,
+        "steps": 1200,
         "moments": [0.1, 0.5, 1.0],
         "learning_rates": [0.004, 0.008],
-        "tuning_steps": 80,
+        "tuning_steps": 300,
         "tuning_seed": 101,
         "train_tokens": 500_000,
         "probe_tokens": 60_000,
@@ -246,7 +246,7 @@ EXPERIMENT = Experiment(
         "probe_tokens": 6000,
         "probe_windows": 32,
     },
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
 )
 
 if __name__ == "__main__":

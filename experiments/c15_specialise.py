@@ -269,7 +269,7 @@ EXPERIMENT = Experiment(
         "n_experts": 8,
         "length": 128,
         "batch": 9,
-        "steps": 400,
+        "steps": 1500,
         "learning_rate": 0.004,
         "train_tokens": 400_000,
         "held_out_tokens": 150_000,
@@ -289,7 +289,7 @@ EXPERIMENT = Experiment(
         "windows": 60,
         "shuffles": 2,
     },
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
 )
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from autograder.grading import names_of_others
 from autograder.report import Outcome, clean
 from autograder.sandbox.jail import Jail, Limits, WorkerLost
 from autograder.student import Remote, Student, StudentError, Unfinished, assert_close, same_transcript, tensor
+from autograder.testing import first_difference
 
 Make = Callable[..., Student]
 
@@ -287,3 +288,26 @@ def test_looking_for_borrowings_takes_time_in_proportion_to_the_text(part: str) 
         return time.process_time() - start
 
     assert seconds(200_000) < 40 * max(seconds(20_000), 0.005)
+
+
+TWO_LAYERS = """
+class Two(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)])
+        self.factor = factor
+    def forward(self, x):
+        return self.blocks[1](self.factor * self.blocks[0](x))
+"""
+
+
+def test_the_first_sublayer_that_differs_is_named(make: Make) -> None:
+    student = make(TWO_LAYERS)
+    x, weights = torch.ones(1, 2), {f"blocks.{i}.weight": torch.eye(2) * (i + 2) for i in range(2)}
+    trace = {"absent": x, "blocks.0": 2 * x, "blocks.1": 6 * x, "": 6 * x}
+    sentences = []
+    for factor in (1.0, 1.1):
+        model = student.Two(factor)
+        model.load_state_dict(weights)
+        sentences.append(first_difference(model, trace, lambda model=model: model(x)))
+    assert sentences == ["", "The first sub-layer whose output differs is blocks.1; blocks.0 before it agrees."]
