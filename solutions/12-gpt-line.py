@@ -51,8 +51,8 @@
 # ## The configuration
 #
 # One class for all families means one list of what can differ. It is in the set-up cell. The defaults are LLaMA's, and
-# `FAMILIES` says what each family sets otherwise, its sizes aside. Two functions that chapter 03 was about are given:
-# `frequencies` and `slopes`.
+# `FAMILIES` says what each family sets otherwise, its sizes aside. Two things that chapter
+# 03 was about are given as methods: `config.frequencies()` and `config.slopes()`.
 
 # %% role="set-up"
 import math
@@ -99,6 +99,28 @@ class DecoderConfig:
     mlp_bias: bool = False
     head_bias: bool = False
 
+    def frequencies(self) -> tuple[Float[Tensor, "d_rotary/2"], float]:
+        """The angle by which RoPE turns each pair of channels from one position to the next, and YaRN's factor.
+
+        Cosine and sine are both multiplied by the factor; without YaRN it is 1.
+        """
+        d, log = self.d_rotary or self.d_head, math.log(self.rope_theta)
+        angles = torch.exp(torch.arange(0, d, 2) * (-log / d))
+        if self.yarn is None:
+            return angles, 1.0
+        stretch, fast, slow, n_before = self.yarn
+        ends = [d / 2 / log * math.log(n_before / (2 * math.pi * turns)) for turns in (fast, slow)]
+        first, last = max(ends[0], 0), min(ends[1], d - 1)
+        stretched = ((torch.arange(d // 2) - first) / (last - first)).clamp(0, 1)
+        return angles * (1 - stretched + stretched / stretch), 1 + math.log(stretch) / 10
+
+    def slopes(self) -> Float[Tensor, "n_heads"]:
+        """ALiBi's slope of each head."""
+        power = 1 << self.n_heads.bit_length() - 1
+        exponents = [8 * i / power for i in range(1, power + 1)]
+        exponents += [4 * i / power for i in range(1, 2 * (self.n_heads - power), 2)]
+        return torch.tensor([2.0**-exponent for exponent in exponents])
+
 
 _biases = {"qkv_bias": True, "o_bias": True, "mlp_bias": True}
 _layer = {"norm": "layer", "norm_eps": 1e-5}
@@ -125,35 +147,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "mlp": "clamped",
     },
 }
-
-
-def frequencies(config: DecoderConfig) -> tuple[Float[Tensor, "d_rotary/2"], float]:
-    """The angle by which RoPE turns each pair of channels from one position to the next, and YaRN's factor.
-
-    Cosine and sine are both multiplied by the factor; without YaRN it is 1.
-    """
-    d = config.d_rotary or config.d_head
-    angles = torch.exp(torch.arange(0, d, 2) * (-math.log(config.rope_theta) / d))
-    if config.yarn is None:
-        return angles, 1.0
-    stretch, fast, slow, n_before = config.yarn
-    ends = [
-        d * math.log(n_before / (2 * math.pi * turns)) / (2 * math.log(config.rope_theta)) for turns in (fast, slow)
-    ]
-    first, last = max(ends[0], 0), min(ends[1], d - 1)
-    stretched = ((torch.arange(d // 2) - first) / (last - first)).clamp(0, 1)
-    return angles * torch.lerp(torch.ones(d // 2), torch.full((d // 2,), 1 / stretch), stretched), 1 + math.log(
-        stretch
-    ) / 10
-
-
-def slopes(n_heads: int) -> Float[Tensor, "n_heads"]:
-    """ALiBi's slope of each head."""
-    power = 1 << n_heads.bit_length() - 1
-    exponents = [8 * i / power for i in range(1, power + 1)] + [
-        4 * i / power for i in range(1, 2 * (n_heads - power), 2)
-    ]
-    return torch.tensor([2.0**-exponent for exponent in exponents])
 
 
 # %% [markdown]
@@ -244,11 +237,11 @@ except NotImplementedError:
 # 2. **QK norm**, where `qk_norm` is set: `q_norm` and `k_norm` are `nn.RMSNorm` over `d_head` channels, eps `norm_eps`.
 # 3. **RoPE**, where `positions` is `"rope"`: the first `d_rotary` channels of each head of q and k are turned by their
 #    position, a pair of channels $(a, b)$ by the angle position × frequency to $(a \cos - b \sin,\; b \cos + a \sin)$;
-#    the other channels stay. `frequencies(config)` gives the frequencies of the pairs, and a factor for both cosine
+#    the other channels stay. `config.frequencies()` gives the frequencies of the pairs, and a factor for both cosine
 #    and sine. Pair `i` is made of the channels `2i` and `2i + 1` if `interleaved` is set, else of `i` and `i +
 #    d_rotary / 2`. The angles are computed in float32.
 # 4. **Scores** are q · k / √d_head. Query head `i` reads key head `i // (n_heads // n_kv_heads)`. Where `positions` is
-#    `"alibi"`, head `h` loses `slopes(n_heads)[h]` for each token between the two: nothing for the token itself, one
+#    `"alibi"`, head `h` loses `config.slopes()[h]` for each token between the two: nothing for the token itself, one
 #    slope for the one before it.
 # 5. **Who sees whom**: a token sees itself and those before it that are no padding. Where the layer has a window W, a
 #    token sees W tokens at most: itself and the W − 1 before it.
@@ -299,7 +292,7 @@ class Attention(nn.Module):
         scores = q @ k.mT / math.sqrt(config.d_head)
         back = torch.arange(n)[:, None] - torch.arange(n)
         if config.positions == "alibi":
-            scores = scores - (slopes(config.n_heads)[:, None, None] * back).to(scores)
+            scores = scores - (config.slopes()[:, None, None] * back).to(scores)
         seen = (back >= 0) & mask[:, None, None, :]
         if self.window is not None:
             seen = seen & (back < self.window)
@@ -315,7 +308,7 @@ class Attention(nn.Module):
     ### BEGIN SOLUTION
     def turned(self, x: Tensor, positions: Tensor) -> Tensor:
         """RoPE: the first channels of each head, turned by their position."""
-        speed, factor = frequencies(self.config)
+        speed, factor = self.config.frequencies()
         angle = positions[:, None, :, None] * speed
         cos, sin = (factor * angle.cos()).to(x), (factor * angle.sin()).to(x)
         turning, still = x.tensor_split([2 * len(speed)], -1)
@@ -571,7 +564,7 @@ except NotImplementedError:
 # | `tokens_norm.…` | where `tokens_norm` is set: a norm of this family's kind, before the first block |
 # | `blocks.0.…`, `blocks.1.…`, … | the blocks, block `i` for layer `i` |
 # | `norm.…` | a last norm, of this family's kind, after the last block |
-# | `head.weight` | the read-out, `(vocabulary, d_model)`; where `tied` is set, `tokens.weight` does its work, and there is none |
+# | `head.weight` | the read-out, `(vocabulary, d_model)`; not where `tied` is set: `tokens.weight` does its work then |
 # | `head.bias` | where `head_bias` is set, `(vocabulary,)` |
 #
 # - The first token of each text stands at position 0, also where padding comes before it. Padding is given position 0.
@@ -638,6 +631,8 @@ assert torch.allclose(model(padded, mask)[:, 2:], model(ids), atol=1e-5), (
 print("The visible checks of Decoder pass.")
 
 # %% stand_in="Decoder"
+import math  # noqa: E402, F811
+
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -650,17 +645,72 @@ def norm_of(config):  # noqa: F811
 
 
 class Block(nn.Module):
-    """A block that is none: what the tests of Decoder need is that it notes its layer, the positions and the mask."""
+    """A block of every family but those with QK norm, all in one."""
 
     def __init__(self, config, layer):
         super().__init__()
+        self.config, self.window = config, (*config.windows, *[None] * config.n_layers)[layer] or 10**6
+        heads, linear = config.n_heads * config.d_head, torch.nn.Linear
+        kv = config.n_kv_heads * config.d_head
+        rows = {"q": heads, "k": kv, "v": kv}
+        attention = {f"{p}_proj": linear(config.d_model, rows[p], config.qkv_bias) for p in rows}
+        self.attention = nn.ModuleDict(attention | {"o_proj": linear(heads, config.d_model, config.o_bias)})
+        if config.sinks:
+            self.attention.register_parameter("sinks", nn.Parameter(torch.zeros(config.n_heads)))
+        wide = ["up_proj"] if "gelu" in config.mlp else ["up_proj", "gate_proj"]
+        mlp = {name: linear(config.d_model, config.d_hidden, config.mlp_bias) for name in wide}
+        self.mlp = nn.ModuleDict(mlp | {"down_proj": linear(config.d_hidden, config.d_model, config.mlp_bias)})
         self.norm1 = norm_of(config)
-        self.mix = torch.nn.Linear(config.d_model, config.d_model)
-        self.layer = layer
+        if config.residual != "shared":
+            self.norm2 = norm_of(config)
+
+    def rotate(self, x, positions):
+        speed, factor = self.config.frequencies()
+        wheel = torch.polar(torch.full((), factor), positions[:, None, :, None] * speed)
+        pairs = x[..., : 2 * len(speed)]
+        order = (-1, 2) if self.config.interleaved else (2, -1)
+        pairs = pairs.unflatten(-1, order)
+        pairs = pairs if self.config.interleaved else pairs.mT
+        spun = torch.view_as_real(torch.view_as_complex(pairs.float().contiguous()) * wheel).to(x)
+        spun = (spun if self.config.interleaved else spun.mT).flatten(-2)
+        return torch.cat([spun, x[..., 2 * len(speed) :]], -1)
+
+    def attend(self, x, positions, mask):
+        c, parts = self.config, self.attention
+        limit = math.inf if c.clip_qkv is None else c.clip_qkv
+        q, k, v = (parts[f"{p}_proj"](x).clamp(-limit, limit) for p in "qkv")
+        q, k, v = (torch.stack(part.split(c.d_head, -1), 1) for part in (q, k, v))
+        if c.positions == "rope":
+            q, k = self.rotate(q, positions), self.rotate(k, positions)
+        far = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
+        hidden = (far < 0) | (far >= self.window) | ~mask[:, None, None]
+        bias = torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden & (far != 0), -math.inf)
+        if c.positions == "alibi":
+            bias = bias - (c.slopes()[:, None, None] * far).to(x)
+        attend = torch.nn.functional.scaled_dot_product_attention
+        if c.sinks:  # as one more key that is orthogonal to all, with a score of its own and a value of zero
+            sinks = parts.sinks[:, None, None].expand(len(x), -1, x.shape[1], 1)
+            bias = torch.cat([bias.expand(-1, c.n_heads, -1, -1), sinks], -1)
+            k, v = (torch.cat([part, torch.zeros_like(part[:, :, :1])], 2) for part in (k, v))
+        heads = attend(q, k, v, attn_mask=bias, enable_gqa=True)
+        return parts["o_proj"](torch.cat(heads.unbind(1), -1))
+
+    def think(self, x):
+        kind, up = self.config.mlp, self.mlp["up_proj"](x)
+        if "gelu" in kind:
+            up = torch.nn.functional.gelu(up, approximate="tanh" if kind == "gelu_tanh" else "none")
+        else:
+            gate = self.mlp["gate_proj"](x)
+            alpha, limit, one = (1.702, 7.0, 1) if kind == "clamped" else (1, math.inf, 0)
+            gate = gate.clamp(max=limit)
+            up = gate * torch.sigmoid(alpha * gate) * (up.clamp(-limit, limit) + one)
+        return self.mlp["down_proj"](up)
 
     def forward(self, x, positions, mask):
-        seen = torch.where(mask[..., None], self.mix(self.norm1(x)), torch.zeros(())).cumsum(1)
-        return x + seen * (1 + positions[..., None]).to(seen) ** -0.5 * (1 + self.layer)
+        kind, first = self.config.residual, self.norm1(x)
+        looked = self.attend(first, positions, mask)
+        second = first if kind == "shared" else self.norm2(x if kind == "parallel" else x + looked)
+        return x + looked + self.think(second)
 
 
 # %% see="Decoder"
@@ -689,7 +739,7 @@ try:
     ours += (
         "post_attention_layernorm=norm2 word_embeddings_layernorm=tokens_norm word_embeddings=tokens embed_in=tokens "
     )
-    ours += "wte=tokens wpe=positions embed_out=head attn.=attention. self_attention=attention c_attn=fused "
+    ours += "wte=tokens wpe=positions lm_head=head attn.=attention. self_attention=attention c_attn=fused "
     ours += "query_key_value=fused attention.dense=attention.o_proj attention.c_proj=attention.o_proj c_fc=up_proj "
     ours += "mlp.c_proj=mlp.down_proj dense_h_to_4h=up_proj dense_4h_to_h=down_proj transformer.= gpt_neox.="
     table = [pair.split("=") for pair in ours.split()]
@@ -710,7 +760,7 @@ try:
         config = DecoderConfig(60, 24, 2, 3, 3, 8, 96, **FAMILIES[family] | extra)
         mine = Decoder(config)
         state = renamed(theirs.state_dict(), table, "gpt2" if family == "GPT-2" else "per_head", 3)
-        mine.load_state_dict({name: value for name, value in state.items() if name != "lm_head.weight"})
+        mine.load_state_dict({name: value for name, value in state.items() if not (config.tied and "head." in name)})
         ids = torch.randint(60, (2, 20))
         with torch.no_grad():
             expected, found = theirs(ids).logits, mine(ids)
@@ -740,7 +790,7 @@ except RuntimeError as error:
 # | `n_context` | how many tokens it can read at most, where that is stored |
 # | `n_heads`, `d_head` | query heads, and channels of a head |
 # | `group` | query heads that share a key head, an integer; 1 where each has its own |
-# | `kv_bytes` | bytes that one token takes in the KV cache of all layers, 16 bits a number, while every window holds it |
+# | `kv_bytes` | bytes that one token takes in the KV cache of all layers, 16 bits a number, within every window |
 #
 # How the families' files look. Every block has the same entries, and there may be others, which do not matter here.
 #
@@ -896,13 +946,13 @@ class Patient(nn.Module):
         self.gpt_neox.embed_in = nn.Embedding(vocabulary, d_model)
         self.gpt_neox.layers = nn.ModuleList(Layer(d_model, n_heads, rotary) for _ in range(n_layers))
         self.gpt_neox.final_layer_norm = nn.LayerNorm(d_model)
-        self.embed_out = nn.Linear(d_model, vocabulary, bias=False)
+        self.lm_head = nn.Linear(d_model, vocabulary, bias=False)
 
     def forward(self, ids: Int[Tensor, "batch n"]) -> Float[Tensor, "batch n vocabulary"]:
         x = self.gpt_neox.embed_in(ids)
         for layer in self.gpt_neox.layers:
             x = layer(x)
-        return self.embed_out(self.gpt_neox.final_layer_norm(x))
+        return self.lm_head(self.gpt_neox.final_layer_norm(x))
 
 
 # %% [markdown]
@@ -971,7 +1021,7 @@ class Mended(nn.Module):
             layer |= {name: nn.LayerNorm(d_model) for name in ("input_layernorm", "post_attention_layernorm")}
             self.gpt_neox["layers"].append(nn.ModuleDict(layer))
         self.gpt_neox["final_layer_norm"] = nn.LayerNorm(d_model)
-        self.embed_out = nn.Linear(d_model, vocabulary, bias=False)
+        self.lm_head = nn.Linear(d_model, vocabulary, bias=False)
         ### END SOLUTION
 
     def forward(self, ids: Int[Tensor, "batch n"]) -> Float[Tensor, "batch n vocabulary"]:
@@ -985,7 +1035,7 @@ class Mended(nn.Module):
             hidden = F.gelu(layer["mlp"]["dense_h_to_4h"](layer["post_attention_layernorm"](x)))
             looked = layer["attention"]["dense"](heads.transpose(1, 2).flatten(-2))
             x = x + looked + layer["mlp"]["dense_4h_to_h"](hidden)
-        return self.embed_out(self.gpt_neox["final_layer_norm"](x))
+        return self.lm_head(self.gpt_neox["final_layer_norm"](x))
         ### END SOLUTION
 
     ### BEGIN SOLUTION
@@ -1005,7 +1055,7 @@ block = ["attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "m
 block += ["input_layernorm", "post_attention_layernorm"]
 layers = [f"gpt_neox.layers.{i}.{name}" for i in range(2) for name in block] + ["gpt_neox.final_layer_norm"]
 names = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
-names |= {"gpt_neox.embed_in.weight", "embed_out.weight"}
+names |= {"gpt_neox.embed_in.weight", "lm_head.weight"}
 assert set(model.state_dict()) == names, (
     f"The state dict should hold {sorted(names)}, and it holds {sorted(model.state_dict())}."
 )
