@@ -160,9 +160,9 @@ PUBLISHED: dict[str, Config] = {
 }
 
 SMALL = (  # layers, query heads, channels of a head, window: heads that are no power of two, d_model of its own
-    (2, 4, 8, 4),
+    (2, 4, 16, 4),
     (3, 6, 16, 3),
-    (1, 5, 8, 2),
+    (1, 5, 24, 2),
 )
 
 

@@ -134,7 +134,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "residual": "shared",
         "mlp": "gelu_tanh",
     },
-    "GPT-NeoX": {**_biases, **_layer, "residual": "parallel", "mlp": "gelu"},
+    "Pythia": {**_biases, **_layer, "residual": "parallel", "mlp": "gelu"},  # GPT-NeoX, with the exact GELU
     "BLOOM": {**_biases, **_layer, "positions": "alibi", "tokens_norm": True, "mlp": "gelu_tanh", "tied": True},
     "OpenLLaMA": {},
     "OLMo": {"norm": "plain", "norm_eps": 1e-5},
@@ -486,7 +486,7 @@ for family, wanted in {"GPT-J": {"norm1", "attention", "mlp"}, "OLMo": {"attenti
     held = {name.split(".")[0] for name in block.state_dict()}
     assert held == wanted, f"{family}: the state dict should hold entries of {sorted(wanted)}, not of {sorted(held)}."
     assert block(x, positions, mask).shape == x.shape, f"{family}: the output should have the shape of x."
-block = Block(DecoderConfig(**sizes, **FAMILIES["GPT-NeoX"]), 0)
+block = Block(DecoderConfig(**sizes, **FAMILIES["Pythia"]), 0)
 state = block.state_dict()
 silent = {name: torch.zeros_like(value) for name, value in state.items() if "o_proj" in name or "down" in name}
 block.load_state_dict(state | silent)
@@ -743,12 +743,12 @@ try:
     ours += "query_key_value=fused attention.dense=attention.o_proj attention.c_proj=attention.o_proj c_fc=up_proj "
     ours += "mlp.c_proj=mlp.down_proj dense_h_to_4h=up_proj dense_4h_to_h=down_proj transformer.= gpt_neox.="
     table = [pair.split("=") for pair in ours.split()]
-    same = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
+    same = {"vocab_size": 60, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
     same |= {"bos_token_id": 0, "eos_token_id": 0}
     turning = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25}
     their_configs = {
         "GPT-2": transformers.GPT2Config(**same, n_positions=24),
-        "GPT-NeoX": transformers.GPTNeoXConfig(**same, intermediate_size=96, rope_parameters=turning),
+        "Pythia": transformers.GPTNeoXConfig(**same, intermediate_size=192, rope_parameters=turning),
         "BLOOM": transformers.BloomConfig(**same),
     }
     for family, their_config in their_configs.items():
@@ -756,8 +756,8 @@ try:
         theirs = transformers.AutoModelForCausalLM.from_config(their_config).eval()
         for parameter in theirs.parameters():  # gains and biases too: at 1 and 0 they would hide mistakes
             nn.init.normal_(parameter, std=0.4)
-        extra = {"d_rotary": 2} if family == "GPT-NeoX" else {"n_context": 24} if family == "GPT-2" else {}
-        config = DecoderConfig(60, 24, 2, 3, 3, 8, 96, **FAMILIES[family] | extra)
+        extra = {"d_rotary": 4} if family == "Pythia" else {"n_context": 24} if family == "GPT-2" else {}
+        config = DecoderConfig(60, 48, 2, 3, 3, 16, 192, **FAMILIES[family] | extra)
         mine = Decoder(config)
         state = renamed(theirs.state_dict(), table, "gpt2" if family == "GPT-2" else "per_head", 3)
         mine.load_state_dict({name: value for name, value in state.items() if not (config.tied and "head." in name)})
@@ -1080,7 +1080,7 @@ try:
     published = {
         "GPT-2": (50_257, 768, 12, 12, 12, 64, 3072),
         "GPT-J": (50_400, 4096, 28, 16, 16, 256, 16_384),
-        "GPT-NeoX": (50_432, 6144, 44, 64, 64, 96, 24_576),
+        "Pythia": (50_432, 4096, 32, 32, 32, 128, 16_384),
         "BLOOM": (250_880, 14_336, 70, 112, 112, 128, 57_344),
         "OpenLLaMA": (32_000, 4096, 32, 32, 32, 128, 11_008),
         "OLMo": (50_304, 4096, 32, 32, 32, 128, 11_008),

@@ -2067,58 +2067,6 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-# %% Block: the parallel part reads what attention added
-# caught by: test_every_block_is_right_in, test_parallel_parts_do_not_see_each_other
-# says: In a parallel block the second norm reads what attention has added: it should read x.
-def norm_of(config):
-    if config.norm == "rms":
-        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
-    return nn.LayerNorm(config.d_model, eps=config.norm_eps, elementwise_affine=config.norm != "plain")
-
-
-class MLP(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.kind, bias = config.mlp, config.mlp_bias
-        if self.kind in ("swiglu", "clamped"):
-            self.gate_proj = nn.Linear(config.d_model, config.d_hidden, bias=bias)
-        self.up_proj = nn.Linear(config.d_model, config.d_hidden, bias=bias)
-        self.down_proj = nn.Linear(config.d_hidden, config.d_model, bias=bias)
-
-    def forward(self, x):
-        up = self.up_proj(x)
-        if self.kind == "gelu":
-            return self.down_proj(F.gelu(up))
-        if self.kind == "gelu_tanh":
-            return self.down_proj(F.gelu(up, approximate="tanh"))
-        gate = self.gate_proj(x)
-        if self.kind == "swiglu":
-            return self.down_proj(F.silu(gate) * up)
-        gate, up = gate.clamp(max=7), up.clamp(-7, 7)
-        return self.down_proj(gate * torch.sigmoid(1.702 * gate) * (up + 1))
-
-
-class Block(nn.Module):
-    def __init__(self, config, layer):
-        super().__init__()
-        self.residual = config.residual
-        self.norm1 = norm_of(config)
-        self.attention = Attention(config, layer)
-        if config.residual != "shared":
-            self.norm2 = norm_of(config)
-        self.mlp = MLP(config)
-
-    def forward(self, x, positions, mask):
-        y = self.norm1(x)
-        a = self.attention(y, positions, mask)
-        if self.residual == "parallel":
-            return x + a + self.mlp(self.norm2(x + a))
-        if self.residual == "shared":
-            return x + a + self.mlp(y)
-        x = x + a
-        return x + self.mlp(self.norm2(x))
-
-
 # %% Block: parallel with one norm in GPT-NeoX
 # caught by: test_every_block_is_right_in, test_every_ingredient_goes_with_every_other
 # says: A parallel block uses norm1 for both parts, as GPT-J does: GPT-NeoX's feed-forward part has a norm of its own.

@@ -27,7 +27,7 @@ Config = dict[str, Any]
 NAMED = {
     "GPT-2": "gpt2",
     "GPT-J": "gptj",
-    "GPT-NeoX": "gpt_neox",
+    "Pythia": "gpt_neox",
     "BLOOM": "bloom",
     "OpenLLaMA": "llama",
     "OLMo": "olmo",
@@ -229,7 +229,7 @@ def test_the_parts_of_real_checkpoints(student: Student) -> None:
     """A layer of a GPT-2, a GPT-NeoX and a BLOOM is cut as these models read it."""
     for family, place in {
         "GPT-2": "transformer.h.0.attn.c_attn",
-        "GPT-NeoX": "gpt_neox.layers.0.attention.query_key_value",
+        "Pythia": "gpt_neox.layers.0.attention.query_key_value",
         "BLOOM": "transformer.h.0.self_attention.query_key_value",
     }.items():
         for config in configs(family):
@@ -355,8 +355,8 @@ def check_attention(student: Student, fields: Mapping[str, Any], n: int = 7, see
 @pytest.mark.exercise("Attention")
 def test_attention_has_the_stated_parameters(student: Student) -> None:
     """The state dict holds what the configuration asks for, in the stated shapes, all trained, and nothing else."""
-    for family in PLACES:
-        for config in configs(family):
+    for i, family in enumerate(PLACES):
+        for config in configs(family)[i % 2 :][:1]:
             form = families.form(config)
             module, state = created(student, "Attention", settings(config), form.n_layers - 1)
             right = {name: torch.empty(shape) for name, shape in shapes_of_attention(form).items()}
@@ -369,7 +369,7 @@ def test_attention_is_right_in_every_layer_of(student: Student, family: str) -> 
     """At its place in a whole model, with random weights and padding, each layer's attention gives what it should."""
     for number, config in enumerate(configs(family)):
         run, state = watched(family, number)
-        for seen in run.attentions:
+        for seen in run.attentions[:2]:
             weights = under(f"blocks.{seen.layer}.attention.", state)
             found = attention(student, settings(config), weights, seen.layer)(seen.x, seen.positions, seen.mask)
             found = tensor(found, shape=seen.right.shape, dtype=seen.right.dtype, name="the output of attention")
@@ -644,8 +644,8 @@ def _same_block(
 @pytest.mark.exercise("Block")
 def test_the_block_has_the_stated_parameters(student: Student) -> None:
     """The state dict holds norms, attention and feed-forward as the configuration asks for them, and nothing else."""
-    for family in NAMED:
-        for number, config in enumerate(configs(family)):
+    for i, family in enumerate(NAMED):
+        for number, config in list(enumerate(configs(family)))[i % 2 :][:1]:
             run, state = watched(family, number, plain=True)
             fields = settings(config, n_kv_heads=run.form.n_heads, sinks=False)
             module, held = created(student, "Block", fields, 0)
@@ -661,7 +661,7 @@ def test_every_block_is_right_in(student: Student, family: str) -> None:
         fields = settings(
             config, n_kv_heads=run.form.n_heads, sinks=False, clip_qkv=None, windows=(), positions="learned"
         )
-        for seen in run.given:
+        for seen in run.given[:2]:
             module = loaded(student, "Block", fields, under(f"blocks.{seen.layer}.", state), seen.layer)
             x, positions, mask = seen.x[:1], seen.positions[:1], seen.mask[:1]  # the text that has no padding
             trace: Weights = {}
@@ -714,16 +714,17 @@ def test_parallel_parts_do_not_see_each_other(student: Student) -> None:
 @pytest.mark.exercise("Block")
 def test_the_clamped_gate_at_its_limits(student: Student) -> None:
     """gpt-oss: the gate is cut off above only, the up projection on both sides, and then it gets 1 more."""
-    fields = {"mlp": "clamped", "norm": "layer", "mlp_bias": True, "d_hidden": 12}
+    fields = SIZES | PLAIN | {"mlp": "clamped", "norm": "layer", "mlp_bias": True, "d_hidden": 12}
+    form = form_of(fields)
     for seed, scale in enumerate((1.0, 20.0, 300.0)):
-        all_fields = SIZES | PLAIN | fields
-        form = form_of(all_fields)
-        weights = random_weights(shapes_of_block(form), seed)
+        weights = {name: value.double() for name, value in random_weights(shapes_of_block(form), seed).items()}
         weights |= {name: scale * weights[name] for name in ("mlp.gate_proj.weight", "mlp.up_proj.weight")}
-        weights["mlp.down_proj.weight"] = weights["mlp.down_proj.weight"] / 10
-        x = normal(2, 5, 12, seed=seed)
-        right, module = right_block(form, weights, x), loaded(student, "Block", all_fields, weights, 0)
-        assert_close(module(x, *text(2, 5)), right, atol=5e-4, claim=f"with gate and up projection of size {scale:g}")
+        x = normal(2, 5, 12, seed=seed).double()
+        module, state = created(student, "Block", fields, 0)
+        module.double()
+        found = filled(module, {name: value.double() for name, value in state.items()}, weights)(x, *text(2, 5))
+        claim = f"in float64, with gate and up projection of size {scale:g}"
+        assert_close(found, right_block(form, weights, x), atol=1e-6, rtol=1e-6, claim=claim)
 
 
 @pytest.mark.exercise("Block")
@@ -809,16 +810,15 @@ def decoder(student: Student, config: Config, weights: Weights) -> Remote:
     return loaded(student, "Decoder", settings(config), weights)
 
 
-def every_model() -> Iterator[tuple[str, Config, Weights, Weights]]:
-    for family in NAMED:
-        for number in range(len(configs(family))):
-            yield (family, *whole(family, number))
+def one_of_each() -> Iterator[tuple[str, Config, Weights, Weights]]:
+    for i, family in enumerate(NAMED):
+        yield (family, *whole(family, i % 2))
 
 
 @pytest.mark.exercise("Decoder")
 def test_the_decoder_has_the_stated_parameters(student: Student) -> None:
     """The state dict holds tables, blocks, norms and the read-out that the configuration asks for, and nothing else."""
-    for family, config, _, weights in every_model():
+    for family, config, _, weights in one_of_each():
         module, state = created(student, "Decoder", settings(config))
         check_state(student, module, state, weights, family)
 
@@ -843,7 +843,7 @@ def test_the_whole_model_gives_the_logits_of(student: Student, family: str) -> N
 @pytest.mark.exercise("Decoder", weight=2)
 def test_left_padding_changes_no_logit_of_the_text(student: Student) -> None:
     """Positions count from the first token of the text, so padding on the left changes nothing for it."""
-    for family, config, state, weights in every_model():
+    for family, config, state, weights in one_of_each():
         module, ids, mask = decoder(student, config, weights), some_ids(config["vocab_size"], 3, 9, seed=4), padded(9)
         shape = (3, 9, config["vocab_size"])
         found = tensor(module(ids, mask), shape=shape, name=f"{family}: the logits")
@@ -966,14 +966,18 @@ def file_of(name: str, number: int, **more: object) -> tuple[Shapes, families.Fo
     return dict(shapes), families.form(config)
 
 
-def every_file() -> Iterator[tuple[str, Shapes, families.Form]]:
-    """Files of every family, of several depths; the same family with another number of layers is another file."""
+@cache
+def every_file() -> tuple[tuple[str, Shapes, families.Form], ...]:
+    """Files of every family, with few layers and with many."""
+    return tuple(_every_file())
+
+
+def _every_file() -> Iterator[tuple[str, Shapes, families.Form]]:
     for name, family in FILES.items():
-        for number in range(len(families.TINY[name])):
-            depth = "n_layer" if name in ("gpt2", "gptj", "bloom") else "num_hidden_layers"
-            for n_layers in (1, 11):
-                shapes, form = file_of(name, number, **{depth: n_layers})
-                yield family, shapes, form
+        depth = "n_layer" if name in ("gpt2", "gptj", "bloom") else "num_hidden_layers"
+        for number, n_layers in enumerate((3, 11)):
+            shapes, form = file_of(name, number, **{depth: n_layers})
+            yield family, shapes, form
 
 
 def asked(student: Student, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
