@@ -735,13 +735,14 @@ try:
                 found[name] = value.T if turned_round else value
         return found
 
-    ours = "h.=blocks. layers.=blocks. ln_1=norm1 ln_2=norm2 ln_f=norm final_layer_norm=norm input_layernorm=norm1 "
-    ours += (
-        "post_attention_layernorm=norm2 word_embeddings_layernorm=tokens_norm word_embeddings=tokens embed_in=tokens "
+    ours = (
+        "transformer.h.=blocks. gpt_neox.layers.=blocks. transformer.= gpt_neox.= c_attn=fused query_key_value=fused "
     )
-    ours += "wte=tokens wpe=positions lm_head=head attn.=attention. self_attention=attention c_attn=fused "
-    ours += "query_key_value=fused attention.dense=attention.o_proj attention.c_proj=attention.o_proj c_fc=up_proj "
-    ours += "mlp.c_proj=mlp.down_proj dense_h_to_4h=up_proj dense_4h_to_h=down_proj transformer.= gpt_neox.="
+    ours += "self_attention.=attention. attn.=attention. attention.dense=attention.o_proj "
+    ours += "attention.c_proj=attention.o_proj mlp.c_proj=mlp.down_proj c_fc=up_proj dense_h_to_4h=up_proj "
+    ours += "dense_4h_to_h=down_proj ln_1=norm1 ln_2=norm2 ln_f=norm final_layer_norm=norm input_layernorm=norm1 "
+    ours += "post_attention_layernorm=norm2 word_embeddings_layernorm=tokens_norm word_embeddings=tokens "
+    ours += "embed_in=tokens wte=tokens wpe=positions lm_head=head"
     table = [pair.split("=") for pair in ours.split()]
     same = {"vocab_size": 60, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
     same |= {"bos_token_id": 0, "eos_token_id": 0}
@@ -824,7 +825,7 @@ def detective(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str | int | No
     def shape_of(*ends: str) -> tuple[int, ...] | None:
         return next((shape for name, shape in shapes.items() if f".{name}".endswith(ends)), None)
 
-    answer = dict.fromkeys(("family", "n_layers", "d_model", "n_context", "n_heads", "d_head", "group", "kv_bytes"))
+    answer = dict.fromkeys("family n_layers d_model n_context n_heads d_head group kv_bytes".split())  # noqa: SIM905
     marks = {
         ".attn.c_attn.weight": "gpt2",
         ".attn.q_proj.weight": "gptj",
@@ -838,7 +839,8 @@ def detective(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str | int | No
     family = next((family for mark, family in marks.items() if shape_of(mark)), None)
     if family is None:
         return answer
-    d_model = shape_of("wte.weight", "embed_in.weight", "word_embeddings.weight", "embed_tokens.weight")[1]
+    tables = "wte embed_in word_embeddings embed_tokens".split()  # noqa: SIM905
+    d_model = shape_of(*(f".{table}.weight" for table in tables))[1]
     q_rows, kv_rows = ((shape_of(f".self_attn.{letter}_proj.weight") or (d_model,))[0] for letter in "qk")
     n_layers = len(set(re.findall(r"\b(?:h|layers)\.(\d+)\.", " ".join(shapes))))
     answer |= {"family": family, "n_layers": n_layers, "d_model": d_model, "group": q_rows // kv_rows}
@@ -1042,7 +1044,7 @@ class Mended(nn.Module):
     def turned(self, x: Tensor) -> Tensor:
         d = int(x.shape[-1] * self.rotary)
         angle = torch.arange(x.shape[2])[:, None] * 10_000.0 ** (-torch.arange(0, d, 2) / d)
-        cos, sin = angle.cos().to(x), angle.sin().to(x)
+        cos, sin = angle.cos(), angle.sin()
         a, b, rest = x.tensor_split([d // 2, d], -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
