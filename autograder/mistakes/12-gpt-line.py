@@ -1683,7 +1683,7 @@ class Attention(nn.Module):
 
 
 # %% Attention: QK norm after RoPE
-# caught by: test_attention_is_right_in_every_layer_of
+# caught by: test_attention_is_right_in_every_layer_of, test_qk_norm_comes_before_rope_with_its_own_gains
 # says: q and k are normalised after they were turned: a gain for each channel and a turn do not commute.
 class Attention(nn.Module):
     def __init__(self, config, layer):

@@ -514,6 +514,13 @@ def test_neighbouring_query_heads_share_a_key_head(student: Student) -> None:
 
 
 @pytest.mark.exercise("Attention", weight=0.5)
+def test_qk_norm_comes_before_rope_with_its_own_gains(student: Student) -> None:
+    """q_norm and k_norm are RMSNorm over each head's channels, with norm_eps inside the root, before RoPE."""
+    for eps in (0.5, 1e-6):
+        check_attention(student, {"qk_norm": True, "norm_eps": eps}, claim=f"QK norm, norm_eps = {eps:g}")
+
+
+@pytest.mark.exercise("Attention", weight=0.5)
 def test_clipping_cuts_q_k_and_v(student: Student) -> None:
     """clip_qkv = c cuts all three off at −c and c, before anything else is done with them."""
     for clip in (0.25, 1.0, 100.0):
