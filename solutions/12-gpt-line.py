@@ -305,9 +305,11 @@ class Attention(nn.Module):
         return self.o_proj((weights @ v).transpose(1, 2).flatten(-2))
         ### END SOLUTION
 
-    ### BEGIN SOLUTION
-    def turned(self, x: Tensor, positions: Tensor) -> Tensor:
-        """RoPE: the first channels of each head, turned by their position."""
+    def turned(
+        self, x: Float[Tensor, "batch heads n d_head"], positions: Int[Tensor, "batch n"]
+    ) -> Float[Tensor, "batch heads n d_head"]:
+        """RoPE; a proposal: q or k, the first channels of each head turned by their position."""
+        ### BEGIN SOLUTION
         speed, factor = self.config.frequencies()
         angle = positions[:, None, :, None] * speed
         cos, sin = (factor * angle.cos()).to(x), (factor * angle.sin()).to(x)
@@ -317,8 +319,7 @@ class Attention(nn.Module):
             return torch.cat([torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2), still], -1)
         a, b = turning.chunk(2, -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin, still], -1)
-
-    ### END SOLUTION
+        ### END SOLUTION
 
 
 # %% check="Attention" points=6
@@ -1040,15 +1041,15 @@ class Mended(nn.Module):
         return self.lm_head(self.gpt_neox["final_layer_norm"](x))
         ### END SOLUTION
 
-    ### BEGIN SOLUTION
-    def turned(self, x: Tensor) -> Tensor:
+    def turned(self, x: Float[Tensor, "batch n_heads n d_head"]) -> Float[Tensor, "batch n_heads n d_head"]:
+        """RoPE; a proposal: q or k, the first channels of each head turned by their position."""
+        ### BEGIN SOLUTION
         d = int(x.shape[-1] * self.rotary)
         angle = torch.arange(x.shape[2])[:, None] * 10_000.0 ** (-torch.arange(0, d, 2) / d)
         cos, sin = angle.cos(), angle.sin()
         a, b, rest = x.tensor_split([d // 2, d], -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
-
-    ### END SOLUTION
+        ### END SOLUTION
 
 
 # %% check="Mended" points=3
