@@ -1047,3 +1047,42 @@ def _slopes(n_heads: int) -> Tensor:
     slopes = [2 ** (-8 * (i + 1) / below) for i in range(below)]
     slopes += [2 ** (-4 * (2 * i + 1) / below) for i in range(n_heads - below)]
     return torch.tensor(slopes)
+
+
+def course_settings(config: Config) -> dict[str, Any]:
+    """The fields of chapter 12's DecoderConfig that ask for this model. Raises ValueError where it has none for it."""
+    f, scaling = form(config), config.get("rope_scaling") or {}
+    residuals = {"pre": "sequential", "parallel": "parallel", "parallel, one norm": "shared"}
+    known = f.residual in residuals and f.qk_norm in ("", "head") and scaling.get("rope_type") in (None, "yarn")
+    if not known or f.experts or f.latent or f.chunks:
+        raise ValueError(f"chapter 12's decoder is no {config['model_type']} with these settings")
+    turns = ("factor", "beta_fast", "beta_slow", "original_max_position_embeddings")
+    return {
+        "vocabulary": f.vocabulary,
+        "d_model": f.d_model,
+        "n_layers": f.n_layers,
+        "n_heads": f.n_heads,
+        "n_kv_heads": f.n_kv_heads,
+        "d_head": f.d_head,
+        "d_hidden": f.d_hidden,
+        "norm_eps": f.eps,
+        "rope_theta": float(config.get("rope_theta", config.get("rotary_emb_base", 10_000))),
+        "qkv_bias": "qkv" in f.biases,
+        "qk_norm": f.qk_norm == "head",
+        "windows": f.windows if any(f.windows) else (),
+        "tied": f.tied,
+        "positions": f.position,
+        "n_context": f.n_positions,
+        "d_rotary": 2 * len(f.frequencies) if 0 < 2 * len(f.frequencies) < f.d_head else None,
+        "interleaved": f.interleaved,
+        "yarn": tuple(scaling[name] for name in turns) if scaling else None,
+        "sinks": f.sinks,
+        "clip_qkv": f.clip_qkv,
+        "o_bias": "o" in f.biases,
+        "norm": f.norm,
+        "tokens_norm": f.tokens_norm,
+        "residual": residuals[f.residual],
+        "mlp": f.activation if f.activation != "silu" else "swiglu",
+        "mlp_bias": "mlp" in f.biases,
+        "head_bias": "head" in f.biases,
+    }
