@@ -49,7 +49,10 @@ class Experiment:
     headline: str = ""  # an estimate of the results whose mean also stands at the top of the record, under its name
 
     def measure(self, *, reduced: bool = False) -> Record:
-        """Run the experiment (on its first three seeds if `reduced`) and return the whole record, written nowhere."""
+        """Run the experiment (on its first three seeds if `reduced`) and return the whole record, written nowhere.
+
+        An experiment that keeps runs from before says in its results what all of them took (`cpu_seconds_of_runs`).
+        """
         unknown = set(self.reduced) - set(self.config)
         if unknown:
             raise ValueError(
@@ -64,6 +67,7 @@ class Experiment:
             cpu, wall = _cpu_seconds(), time.perf_counter()
             found = _plain(self.run(config, seeds))
             cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - wall
+        cpu = max(cpu, found.get("cpu_seconds_of_runs", 0.0))
         return _plain(
             {
                 "name": self.name,

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import subprocess
@@ -53,6 +54,14 @@ def test_a_full_run_uses_every_seed_and_a_reduced_one_three() -> None:
     assert full["verdict"] == "strong"
     assert full["cpu_seconds"] >= 0
     assert {"commit", "uncommitted", "device", "python"} <= set(full["environment"])
+
+
+def test_runs_that_were_kept_cost_what_they_took() -> None:
+    kept = dataclasses.replace(
+        experiment(), run=lambda config, seeds: {"e": estimate([1, 2]), "cpu_seconds_of_runs": 3600}
+    )
+    kept = dataclasses.replace(kept, verdict=lambda found: "weak")
+    assert kept.measure()["cpu_seconds"] == 3600
 
 
 def test_an_override_of_nothing_is_refused() -> None:
