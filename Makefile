@@ -64,12 +64,12 @@ $(BOOK): $(BOOK_SOURCES)
 
 .PHONY: test
 test: lint current book verify browser ## All that CI runs: lint, types, notebooks, book without warnings, gates, tests
-	@pytest
+	@pytest -n 2 --dist loadfile
 
 .PHONY: nightly
 nightly: lint current book browser ## The same with every mutant judged afresh, all fuzzing, all kills, two hosts
 	@autograder verify --all
-	@ICHIMON_NIGHTLY=1 pytest
+	@ICHIMON_NIGHTLY=1 pytest -n 2 --dist loadfile
 
 .PHONY: lint
 lint: $(ENVIRONMENT) ## ruff and mypy
