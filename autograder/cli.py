@@ -273,9 +273,7 @@ def feedback(
 @app.command()
 def verify(
     chapter: Annotated[str, typer.Argument(help="Such as 02-self-attention; without it, every chapter.")] = "",
-    every: Annotated[
-        bool, typer.Option("--all", help="Judge every mutant afresh, also those known from before.")
-    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Judge every mutant of every chapter, and afresh.")] = False,
 ) -> None:
     """The gates: starter 0, reference and alternatives full, each known mistake caught by an assertion, mutants
     caught."""

@@ -156,6 +156,18 @@ def test_the_starter_must_fail_for_want_of_an_answer() -> None:
         assert problem.startswith(f"The starter: test_twice ends as “{outcome}”")
 
 
+def test_fewer_mutants_are_the_same_ones_each_time_and_the_rest_is_counted() -> None:
+    every = [case.change for case in verify.cases(CHAPTER) if case.kind == "mutant"]
+    few = [case for case in verify.cases(CHAPTER, most=2) if case.kind == "mutant"]
+    assert few == [case for case in verify.cases(CHAPTER, most=2) if case.kind == "mutant"]
+    assert [case.exercise for case in few] == ["double", "double", "half", "half"]
+    assert all(case.change in every for case in few)
+    kept = [(case, report(case)) for case in verify.cases(CHAPTER, most=2)]
+    found = verify.judge(CHAPTER, kept)
+    assert found.problems == ()
+    assert sum(row.mutants + row.left_out for row in found.rows) == len(every)
+
+
 @pytest.mark.parametrize("kind", ["reference", "alternative"])
 def test_a_right_answer_must_have_full_marks(kind: str) -> None:
     (problem,) = judged(kind=kind, half=result("half", Outcome.FAILED)).problems
@@ -264,7 +276,7 @@ def test_the_command_says_what_is_wrong_and_ends_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weak = judged(kind="mutant", double=result("double", Outcome.PASSED))
-    monkeypatch.setattr(verify, "verify", lambda name, afresh: weak if name == "weak" else judged())
+    monkeypatch.setattr(verify, "verify", lambda name, afresh, most: weak if name == "weak" else judged())
     assert verify.main(["weak", "strong"]) == 1
     said = capsys.readouterr().out
     assert "this mutant passes all tests" in said
