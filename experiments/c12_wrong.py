@@ -57,9 +57,9 @@ def moved(parts: Any, name: str, seed: int, n: int, drawn: bool) -> tuple[float,
 
 def run(config: Config, seeds: Sequence[int]) -> Results:
     parts = load(ROOT / "solutions/12-gpt-line.py")
-    rows = {}
+    rows: dict[str, Any] = {}
     for name in list(WRONG)[:: config["every"]]:
-        found = {}
+        found: dict[str, Any] = {}
         for kind in ("drawn", "initial"):
             pairs = [moved(parts, name, seed, config["n"], kind == "drawn") for seed in seeds]
             found[kind] = {

@@ -279,10 +279,10 @@ EXPERIMENT = Experiment(
     reduced={
         "d_model": 32,
         "d_hidden": 32,
-        "n_layers": 2,
+        "n_layers": 3,
         "n_experts": 4,
         "length": 32,
-        "steps": 60,
+        "steps": 150,
         "learning_rate": 0.01,
         "train_tokens": 30_000,
         "held_out_tokens": 20_000,

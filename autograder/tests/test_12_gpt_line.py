@@ -284,14 +284,15 @@ def attention(student: Student, fields: Mapping[str, Any], weights: Weights, lay
 
 def form_of(fields: Mapping[str, Any]) -> families.Form:
     """The oracle's words for a DecoderConfig."""
-    c = SIZES | {"rope_theta": 10_000.0, "positions": "rope"} | dict(fields)
-    d, scaling = c.get("d_rotary") or c["d_head"], {}
+    c: dict[str, Any] = SIZES | {"rope_theta": 10_000.0, "positions": "rope"} | dict(fields)
+    d: int = c.get("d_rotary") or c["d_head"]
+    scaling: dict[str, Any] = {}
     if c.get("yarn"):
         names = ("factor", "beta_fast", "beta_slow", "original_max_position_embeddings")
         scaling = {"rope_type": "yarn", "truncate": False} | dict(zip(names, c["yarn"], strict=True))
     speeds, factor = families._frequencies(d, c["rope_theta"], scaling)
     biases = {"qkv": "qkv_bias", "o": "o_bias", "mlp": "mlp_bias", "head": "head_bias"}
-    sizes = {name: c[name] for name in SIZES}
+    sizes: dict[str, Any] = {name: c[name] for name in SIZES}
     return families.Form(
         **sizes,
         norm=c.get("norm", "rms"),
@@ -614,7 +615,8 @@ def right_block(
 ) -> Tensor:
     state = {f"blocks.0.{name}": value for name, value in weights.items()}
     positions, every = text(*x.shape[:2])
-    run = families._Run(replace(form, position="none"), state, found := {})
+    found: Weights = {}
+    run = families._Run(replace(form, position="none"), state, found)
     right = run.block(0, x, every if mask is None else mask, positions)
     if trace is not None:
         trace |= {**under("blocks.0.", found), "": right}
@@ -642,7 +644,7 @@ def _same_block(
 ) -> None:
     found = module(*given)
     try:
-        assert_close(found, right, claim=claim, **close)
+        assert_close(found, right, claim=claim, **close)  # type: ignore[arg-type]
     except AssertionError as error:
         where = first_difference(module, {name: value for name, value in trace.items() if name}, lambda: module(*given))
         raise AssertionError(f"{error} {where}".strip()) from None
@@ -1087,7 +1089,7 @@ def test_files_without_the_first_word_are_the_same(student: Student) -> None:
 @pytest.mark.exercise("detective")
 def test_buffers_and_heads_change_nothing(student: Student) -> None:
     """Masks of older files, tables of RoPE and a stored read-out are no clue, and must not be taken for one."""
-    extra = {
+    extra: dict[str, dict[str, tuple[int, ...]]] = {
         "gpt2": {"transformer.h.0.attn.bias": (1, 1, 1024, 1024), "transformer.h.0.attn.masked_bias": ()},
         "gptj": {"transformer.h.0.attn.bias": (1, 1, 2048, 2048), "lm_head.bias": (37,)},
         "llama": {"model.layers.0.self_attn.rotary_emb.inv_freq": (3,), "lm_head.weight": (37, 24)},
@@ -1110,13 +1112,16 @@ def test_an_unknown_model_is_unknown(student: Student) -> None:
     """A file of none of the families gets None eight times, also where some of its names look familiar."""
     known, _ = file_of("llama", 0)
     assert asked(student, known)["family"] == "llama", "A file of llama is not recognised."
-    phi3 = {"model.embed_tokens.weight": (9, 8), "model.layers.0.self_attn.qkv_proj.weight": (24, 8)}
+    phi3: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (9, 8),
+        "model.layers.0.self_attn.qkv_proj.weight": (24, 8),
+    }
     phi3 |= {"model.layers.0.input_layernorm.weight": (8,)}
-    bert = {
+    bert: dict[str, tuple[int, ...]] = {
         "bert.encoder.layer.0.attention.self.query.weight": (8, 8),
         "bert.embeddings.word_embeddings.weight": (9, 8),
     }
-    t5 = {"shared.weight": (9, 8), "decoder.block.0.layer.0.SelfAttention.q.weight": (8, 8)}
+    t5: dict[str, tuple[int, ...]] = {"shared.weight": (9, 8), "decoder.block.0.layer.0.SelfAttention.q.weight": (8, 8)}
     for name, shapes in {"Phi-3": phi3, "BERT": bert, "T5": t5, "an empty file": {}}.items():
         found = asked(student, shapes)
         told = [key for key in ENTRIES if found[key] is not None]
