@@ -164,6 +164,8 @@ def test_fewer_mutants_are_the_same_ones_each_time_and_the_rest_is_counted() -> 
     assert few == [case for case in verify.cases(CHAPTER, most=2) if case.kind == "mutant"]
     assert [case.exercise for case in few] == ["double", "double", "half", "half"]
     assert all(case.change in every for case in few)
+    whole = [case.whole for case in verify.cases(CHAPTER, most=2) if case.kind == "mistake"]
+    assert whole == [True, False, False] * 2, "one mistake of each exercise meets the tests of the others"
     kept = [(case, report(case)) for case in verify.cases(CHAPTER, most=2)]
     found = verify.judge(CHAPTER, kept)
     assert found.problems == ()

@@ -37,7 +37,9 @@ from autograder.variants import Variant
 CACHE = COURSE / "_build" / "cache" / "verify"
 EQUIVALENTS = variants.FOLDER / "equivalents"
 MIN_MISTAKES, MIN_CAUGHT = 3, 0.95
-MUTANTS = 64  # of an exercise, where the whole course is judged: more of them say little more in minutes that add up
+# Where the whole course is judged: so many mutants of an exercise, and only its first mistake is held against the tests
+# of the other exercises, too. More says little more, in minutes that add up.
+MUTANTS = 64
 MUTANT_CPU_SECONDS = 2.0  # less than a student has: many mutants may loop
 CASES_WORTH_A_PROCESS = 25  # a grader takes some seconds to start
 
@@ -78,11 +80,12 @@ class Case(msgspec.Struct, frozen=True):
     answers: tuple[tuple[str, str], ...]  # (exercise, source)
     exercise: str = ""  # the one whose answer is not the reference's
     change: Variant | Mutant | None = None
+    whole: bool = True  # whether the tests of the other exercises run too
 
     @property
     def exercises(self) -> list[str]:
-        """Whose tests run: a mutant's own, else all."""
-        return [self.exercise] if self.kind == "mutant" else [exercise for exercise, _ in self.answers]
+        """Whose tests run."""
+        return [exercise for exercise, _ in self.answers if self.whole or exercise == self.exercise]
 
 
 class Row(msgspec.Struct):
@@ -111,7 +114,7 @@ class Verdict(msgspec.Struct, frozen=True):
 def main(names: Sequence[str] | None = None, *, afresh: bool = False) -> int:
     """Print what the gates say of these chapters (of all, by default); return 0 if all pass, else 1.
 
-    `afresh` forgets what was judged before. Of all chapters at most MUTANTS an exercise are judged unless afresh.
+    `afresh` forgets what was judged before. Of all chapters only a part is judged, unless afresh: see MUTANTS.
     Raises UnknownAssignment with a sentence.
     """
     from rich.console import Console
@@ -134,7 +137,8 @@ def main(names: Sequence[str] | None = None, *, afresh: bool = False) -> int:
 def verify(name: str, *, afresh: bool = False, workers: int = 0, most: int = 0) -> Verdict:
     """Judge one chapter by all gates, in `workers` processes (by default one a core, at most 4).
 
-    most: judge only so many mutants of an exercise, always the same ones; 0 means all.
+    most: judge only so many mutants of an exercise, always the same ones, and most mistakes by the tests of their own
+    exercise alone; 0 means everything.
 
     Nothing is judged while its files cannot be read or do not fit together. Raises UnknownAssignment with a sentence.
     """
@@ -294,7 +298,7 @@ def starter(source: str) -> str:
 
 
 def cases(chapter: Chapter, most: int = 0) -> Iterator[Case]:
-    """Everything that the gates run, with at most so many mutants of an exercise (0: all)."""
+    """Everything that the gates run. most: so many mutants of an exercise, and one mistake on all tests; 0: all."""
     reference = chapter.assignment.reference
 
     def answers(exercise: str, source: str) -> tuple[tuple[str, str], ...]:
@@ -304,11 +308,14 @@ def cases(chapter: Chapter, most: int = 0) -> Iterator[Case]:
     yield Case("reference", tuple(reference.items()))
     for variant in chapter.alternatives:
         yield Case("alternative", answers(variant.exercise, variant.source), variant.exercise, variant)
+    seen: set[str] = set()
     for variant in chapter.mistakes:
-        yield Case("mistake", answers(variant.exercise, variant.source), variant.exercise, variant)
+        whole = not most or variant.exercise not in seen
+        seen.add(variant.exercise)
+        yield Case("mistake", answers(variant.exercise, variant.source), variant.exercise, variant, whole)
     for exercise, source in reference.items():
         for mutant in _drawn(mutants(source), most):
-            yield Case("mutant", answers(exercise, mutant.source), exercise, mutant)
+            yield Case("mutant", answers(exercise, mutant.source), exercise, mutant, whole=False)
 
 
 def _drawn(every: Sequence[Mutant], most: int) -> Sequence[Mutant]:
