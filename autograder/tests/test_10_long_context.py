@@ -734,6 +734,9 @@ def test_large_scores_do_not_overflow(student: Student) -> None:
     low = torch.tensor([[True, True, False, True]])
     expected = by_sorting(-q, k, torch.eye(4)[None], 3, low)
     assert_close(student.topk_attention(-q, k, torch.eye(4)[None], 3, low), expected, claim="scores of about −10⁴")
+    q, k, last = torch.tensor([[[-200.0]]]), torch.tensor([[[49.0], [49.001], [48.999], [-50]]]), torch.arange(4) < 3
+    expected = by_sorting(q, k, torch.eye(4)[None], 2, last)
+    assert_close(student.topk_attention(q, k, torch.eye(4)[None], 2, last), expected, claim="all allowed scores low")
 
 
 @pytest.mark.exercise("topk_attention")

@@ -296,6 +296,9 @@ def test_the_family_says_where_there_is_a_bias_or_a_norm(student: Student) -> No
         check_fields(student, config, family, qkv_bias=family == "qwen2", qk_norm=family == "qwen3")
     check_fields(student, QWEN2, "qwen2", tied=True)
     check_fields(student, QWEN3 | {"tie_word_embeddings": False}, "qwen3", tied=False)
+    for config in (MISTRAL, QWEN2, QWEN3):
+        bare = {key: value for key, value in config.items() if key != "tie_word_embeddings"}
+        check_fields(student, bare, f"{config['model_type']} without tie_word_embeddings", tied=False)
 
 
 @pytest.mark.exercise("read_config")
