@@ -93,9 +93,9 @@ EXPERIMENT = Experiment(
     config={
         "length": 64,
         "batch": 16,
-        "steps": 120,
-        "warmup": 12,
-        "learning_rates": [0.005, 0.01, 0.02],
+        "steps": 480,
+        "warmup": 48,
+        "learning_rates": [0.0025, 0.005, 0.01],
         "tuning_seed": 100,
         "evaluate_batches": 12,
     },
