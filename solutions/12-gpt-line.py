@@ -34,6 +34,7 @@
 # | `Decoder` | ●●○ | 20 | 4 |
 # | `detective` | ●●○ | 25 | 4 |
 # | `Mended` | ●●○ | 20 | 3 |
+# | in your own words | ●○○ | 10 | 2 |
 #
 # ## Conventions
 #
@@ -1103,6 +1104,25 @@ except NotImplementedError:
 # all is how they were made: the text they learnt from, in which order, and what one is allowed to do with them. The
 # page of the book says it, family by family.
 #
+# ## In your own words (2 points)
+#
+# A colleague writes: "We take gpt-oss. It is open source, so we can train it again from the beginning on the same text
+# with our own added. And it is a GPT, so its parts are those of GPT-2." Write four to six sentences: what was published
+# with these weights and what was not, what follows for the plan, and three things in which its architecture differs
+# from GPT-2's. A person reads this, and no test.
+
+# %% [markdown] question="explain" points=2
+# Two points for all three; one for two of them.
+#
+# - The weights are published, with a licence that allows commercial use, and code to run them. The text that they were
+#   trained on is not, nor is the program that trained them: open weights, not open source in the full sense.
+# - So nobody outside can train it again from the beginning on the same text. What can be done is to train the published
+#   weights further on text of one's own.
+# - Of these, any three: RoPE stretched by YaRN in the place of a learned table; RMSNorm for LayerNorm; a clamped gate
+#   for GELU; eight query heads that share a key head; windows in every other layer; sinks; experts; a read-out that is
+#   not tied.
+
+# %% [markdown]
 # ## What decides your mark
 #
 # The checks above are the friendly part. Hidden tests decide: they draw all weights anew, gains, biases and sinks too,
