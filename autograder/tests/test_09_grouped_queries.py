@@ -412,7 +412,8 @@ def test_a_head_may_have_a_width_of_its_own(student: Student) -> None:
 @pytest.mark.exercise("kv_cache_bytes", weight=2)
 def test_a_latent_and_one_rotary_key_serve_all_heads(student: Student) -> None:
     """With a kv_lora_rank, a position keeps kv_lora_rank + qk_rope_head_dim numbers a layer, whatever the heads."""
-    for config in (DEEPSEEK_V3, {**DEEPSEEK_V3, "head_dim": 64}, {**DEEPSEEK_V3, "num_hidden_layers": 5}):
+    lite = {**DEEPSEEK_V3, "q_lora_rank": None}  # queries without a latent, as in DeepSeek-V2-Lite
+    for config in (DEEPSEEK_V3, {**DEEPSEEK_V3, "head_dim": 64}, {**DEEPSEEK_V3, "num_hidden_layers": 5}, lite):
         found = size_of(student, config, 10)
         right = really(config["num_hidden_layers"], (10, 512), (10, 64))
         assert found == right, (
@@ -491,7 +492,7 @@ def test_a_whole_model_is_pooled_layer_by_layer(student: Student) -> None:
     """Every layer's k_proj and v_proj are pooled, whatever stands before these names."""
     state = {
         f"{prefix}{letter}_proj.weight": normal(8, 5, seed=10 * i + j)
-        for i, prefix in enumerate(("blocks.0.attention.", "model.layers.11.self_attn.", ""))
+        for i, prefix in enumerate((*(f"blocks.{n}.attention." for n in range(4)), "model.layers.11.self_attn.", ""))
         for j, letter in enumerate("kv")
     }
     found = pooled(student, state, 4, 1)
