@@ -354,7 +354,7 @@ QWEN3_30B = {
     "num_key_value_heads": 4,
     "sliding_window": None,
 }
-DEEPSEEK_V3 = {
+DEEPSEEK_V3: dict[str, Any] = {
     "hidden_size": 7168,
     "kv_lora_rank": 512,
     "num_attention_heads": 128,
