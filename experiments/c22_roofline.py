@@ -229,9 +229,9 @@ REDUCED = {"wide": MODELS["wide"] | {"num_hidden_layers": 2}, "experts": MODELS[
 EXPERIMENT = Experiment(
     name="c22_roofline",
     claim=(
-        "No decoder writes faster than its roofline. A text alone takes less than 1.75 times the predicted time, and a step "
-        "of up to 64 texts less than 3.5 times. With the speed of thin products in the place of the peak, the predictions "
-        "come nearer to what is measured, but stay below it."
+        "No decoder writes faster than its roofline. A text alone takes less than 1.75 times the predicted time, and a "
+        "step of up to 64 texts less than 3.5 times. With the speed of thin products in the place of the peak, the "
+        "predictions come nearer to what is measured."
     ),
     run=run,
     verdict=verdict,

@@ -2,8 +2,8 @@
 
 Each row is one published model. Its parameters are counted by chapter 22's calculators and by transformers, which
 makes the model in its full size without any number in it (on the meta device). The dense ones also read 64 tokens
-there: PyTorch counts the FLOPs of every product, and the cache is measured. Models with a mixture cannot run without numbers,
-because the router has to choose; small ones of the same families run with real numbers instead.
+there: PyTorch counts the FLOPs of every product, and the cache is measured. Models with a mixture cannot run without
+numbers, because the router has to choose; small ones of Mixtral's make run with real numbers instead.
 
 Random models of every family are counted too, with sizes drawn anew for each seed, so that no number of the table was
 fitted to. Beside them: what two formulas from articles would say, and what the rule 6ND makes of the device-hours that
