@@ -24,6 +24,7 @@ from ichimon.measure import ROOT, Config, Experiment, Results, Verdict, estimate
 from ichimon.notebook import load
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "olmo", "gpt2", "gptj", "gpt_neox", "bloom", *MIXTURES)
+SERVED = ("LLaMA 7B", "Llama 3 8B", "Llama 2 70B", "Mixtral 8x7B", "gpt-oss-120b", "DeepSeek-V3")
 LLAMA_2 = {"Llama 2 7B": "7b", "Llama 2 13B": "13b", "Llama 2 70B": "70b"}
 
 
@@ -129,6 +130,7 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
         **articles(c),
         "training": {name: training(c, name, key) for name, key in LLAMA_2.items()},
         "carbon": carbon(),
+        "serving": {name: serving(c, CONFIGS[name], config) for name in SERVED},
     }
 
 
@@ -167,6 +169,27 @@ def training(c: Any, name: str, key: str) -> dict[str, float]:
     }
 
 
+def serving(c: Any, told: Mapping[str, Any], config: Config) -> dict[str, float]:
+    """Tokens a second at most, on one H100 with room enough: one text, and several."""
+    machine = [published(f"h100_{which}")["value"] for which in ("bandwidth", "bf16_flops")]
+
+    def speed(batch: int) -> float:
+        return c.decode_roofline(told, batch, config["read"], *machine)["tokens_per_second"]
+
+    one, several, many = (speed(batch) for batch in config["batches"])
+    active = c.parameters(told)[1]
+    return {
+        "one": one,
+        "several": several,
+        "many": many,
+        "gain": several / one,
+        "active_b": active / 1e9,
+        "active_share": active / c.parameters(told)[0],
+        "bytes_active_gib": 2 * active / 2**30,
+        "weights_gib": 2 * c.parameters(told)[0] / 2**30,
+    }
+
+
 def carbon() -> dict[str, float]:
     """The same arithmetic on two grids."""
     bloom = published("bloom_tonnes")["value"] / published("bloom_kwh")["value"] * 1e3
@@ -197,7 +220,15 @@ EXPERIMENT = Experiment(
     ),
     run=run,
     verdict=verdict,
-    config={"every": 1, "families": list(FAMILIES), "n": 64, "context": 4096, "four_bits": 4.127},
+    config={
+        "every": 1,
+        "families": list(FAMILIES),
+        "n": 64,
+        "context": 4096,
+        "four_bits": 4.127,
+        "read": 2048,
+        "batches": [1, 16, 256],
+    },
     reduced={"every": 6, "families": ["qwen2", "gptj", "deepseek_v3"]},
 )
 

@@ -840,10 +840,10 @@ print("The visible checks of recommend pass.")
 
 # %% see="recommend"
 # Your calculators fill the shelf, and your program chooses. What changes with 24 GiB, with Japanese, with full tuning?
-FACTS: dict[str, tuple[int, set[str], str]] = {  # longest text, languages as their makers name them, licence
+FACTS: dict[str, tuple[int, set[str], str]] = {  # longest text, the languages that its makers put first, licence
     "GPT-2 small": (1024, {"en"}, "modified MIT"),
     "LLaMA 7B": (2048, {"en"}, "for research"),
-    "Mistral 7B v0.1": (32768, {"en"}, "Apache 2.0"),
+    "Mistral 7B v0.1": (8192, {"en"}, "Apache 2.0"),
     "Qwen3 8B": (32768, {"en", "ja", "zh", "fr", "de"}, "Apache 2.0"),
     "Mixtral 8x7B": (32768, {"en", "fr", "de", "es", "it"}, "Apache 2.0"),
     "gpt-oss-20b": (131072, {"en"}, "Apache 2.0"),

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-const first = (config, ...names) => config[names.find((name) => config[name] != null)];
+const first = (c, ...names) => c[names.find((name) => c[name] != null)];
 const LLAMAS = ["llama", "mistral", "qwen2", "qwen3", "olmo", "mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"];
 
 const read = (c) => {
@@ -127,9 +127,9 @@ const energyAndCost = (config, tokens, { peak, mfu, watts, pue, carbon, price, c
 globalThis.ichimonCalculators = { parameters, flopsPerToken, kvBytes, fits, decodeRoofline, energyAndCost };
 
 const box = document.querySelector(".choosing-figure");
-const source = document.getElementById("choosing-data");
-if (!box || !source) return;
-const { models, devices, words, start } = JSON.parse(source.textContent);
+const data = document.getElementById("choosing-data");
+if (!box || !data) return;
+const { models, devices, words, start } = JSON.parse(data.textContent);
 const make = (parent, tag, more = {}, text = "") => {
   const element = parent.appendChild(Object.assign(document.createElement(tag), more));
   element.append(text);
