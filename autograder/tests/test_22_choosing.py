@@ -5,13 +5,13 @@ whose import would cost every grading seconds, and tests/test_calculators_oracle
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from autograder import families
-from autograder.student import Student
+from autograder.student import Remote, Student
 from experiments.published_configs import CONFIGS
 
 RESERVED: dict[str, tuple[str, ...]] = {}
@@ -78,15 +78,21 @@ def cache(config: Config, length: int, batch: int = 1, bits: int = 16) -> int:
     return batch * seen(config, length) * numbers * bits // 8
 
 
+def kind(value: Any) -> str:
+    if value is None:
+        return "None (is a `return` missing?)"
+    return "an object of a kind of its own" if isinstance(value, Remote) else f"a {type(value).__name__}"
+
+
 def whole(value: Any, what: str) -> int:
     """An int that is no bool."""
-    assert type(value) is int, f"{what} should be an int, not {'None' if value is None else type(value).__name__}."
+    assert type(value) is int, f"{what} should be an int, not {kind(value)}."
     return value
 
 
 def number(value: Any, what: str) -> float:
     """A finite float or int."""
-    assert type(value) in (int, float), f"{what} should be a number, not a {type(value).__name__}."
+    assert type(value) in (int, float), f"{what} should be a number, not {kind(value)}."
     assert math.isfinite(value), f"{what} is {value}."
     return float(value)
 
@@ -96,7 +102,7 @@ def near(found: float, right: float, claim: str) -> None:
 
 
 def answer(value: Any, keys: set[str], what: str) -> dict[str, Any]:
-    assert isinstance(value, dict), f"{what} should return a dict, not a {type(value).__name__}."
+    assert isinstance(value, dict), f"{what} should return a dict, not {kind(value)}."
     assert set(value) == keys, f"The dict of {what} has the keys {sorted(map(str, value))}."
     return value
 
@@ -104,9 +110,9 @@ def answer(value: Any, keys: set[str], what: str) -> dict[str, Any]:
 # -- parameters -------------------------------------------------------------------------------------------------------
 
 
-def counts(student: Student, config: Mapping[str, Any]) -> tuple[int, int]:
+def counts(student: Student, config: Any) -> tuple[int, int]:
     found = student.parameters(config)
-    assert isinstance(found, tuple | list), f"parameters should return a tuple, not a {type(found).__name__}."
+    assert isinstance(found, tuple | list), f"parameters should return a tuple, not {kind(found)}."
     assert len(found) == 2, f"parameters should return two numbers, not {len(found)}."
     return whole(found[0], "The total"), whole(found[1], "The active count")
 
@@ -284,7 +290,7 @@ def test_the_heads_of_a_latent_have_keys_and_values_of_their_own_width(student: 
 @pytest.mark.exercise("flops_per_token", weight=2)
 def test_backward_takes_twice_as_much_as_forward(student: Student) -> None:
     """In training each product has two more behind it, those of attention too; training is off unless asked for."""
-    for name, config in small("llama", "gpt2", "mixtral"):
+    for name, config in small("llama", "gpt2", "qwen3_moe"):
         for context in (0, 11):
             found = work(student, config, context, training=True)
             assert found == 3 * flops(config, context), f"{name} in training does not take {found:,} FLOPs."
@@ -359,9 +365,9 @@ def test_texts_and_bits_multiply_the_cache(student: Student) -> None:
     """Seven texts take seven times as much; 8 bits half of 16, 4 bits a quarter."""
     for name, config in small("qwen3", "gpt2", "deepseek_v3", "gpt_oss"):
         for batch, bits in ((7, 16), (3, 8), (2, 4), (5, 32)):
-            found = kept(student, config, 9, batch=batch, bits=bits)
-            right = cache(config, 9, batch, bits)
-            assert found == right, f"{name}: {batch} texts of 9 positions in {bits} bits do not take {found:,} bytes."
+            found = kept(student, config, 3, batch=batch, bits=bits)
+            right = cache(config, 3, batch, bits)
+            assert found == right, f"{name}: {batch} texts of 3 positions in {bits} bits do not take {found:,} bytes."
 
 
 @pytest.mark.exercise("fits", weight=2)
@@ -641,10 +647,10 @@ NEED: dict[str, Any] = {
 
 def rows(student: Student, models: list[dict[str, Any]], need: dict[str, Any]) -> list[dict[str, Any]]:
     found = student.recommend(models, need)
-    assert isinstance(found, list), f"recommend should return a list, not a {type(found).__name__}."
+    assert isinstance(found, list), f"recommend should return a list, not {kind(found)}."
     for row in found:
         answer(row, {"name", "reasons", "bytes"}, "each model")
-        assert isinstance(row["reasons"], dict), f"reasons should be a dict, not a {type(row['reasons']).__name__}."
+        assert isinstance(row["reasons"], dict), f"reasons should be a dict, not {kind(row['reasons'])}."
     named = sorted(str(row["name"]) for row in found)
     assert named == sorted(model["name"] for model in models), f"The names in the list are {named}."
     return found
@@ -658,7 +664,7 @@ def told(student: Student, model: dict[str, Any], need: dict[str, Any], reason: 
     found = rows(student, [model], need)[0]["reasons"]
     assert reason in found, f"The reasons are {list(found)}, and {reason} is missing."
     pair = found[reason]
-    assert isinstance(pair, tuple | list), f"A reason should have two values, not a {type(pair).__name__}."
+    assert isinstance(pair, tuple | list), f"A reason should have two values, not {kind(pair)}."
     assert len(pair) == 2, f"A reason should have two values, not {len(pair)}."
     return pair[0], pair[1]
 
@@ -686,7 +692,13 @@ def test_each_reason_alone_is_found(student: Student) -> None:
 def test_a_model_that_does_all_has_no_reason_against_it(student: Student) -> None:
     """Nothing fails, nothing is said; what is exactly enough is enough."""
     exactly = {"memory": 7000, "tokens_per_second": 20, "context": 100}
-    cases = (({}, {}), ({}, exactly), ({"context": 100}, {}), ({}, {"languages": set()}), ({}, {"use": "research"}))
+    cases: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
+        ({}, {}),
+        ({}, exactly),
+        ({"context": 100}, {}),
+        ({}, {"languages": set()}),
+        ({}, {"use": "research"}),
+    )
     for model, need in cases:
         found = against(student, {**MODEL, **model}, {**NEED, **need})
         assert found == [], f"With {sorted(need)} that are just enough the reasons are {found}."
@@ -738,7 +750,7 @@ def test_a_reason_says_what_was_asked_and_what_is_there(student: Student) -> Non
             elif isinstance(wanted, str):
                 assert value == wanted, f"{reason}, {word}: {value!r} is wrong."
             else:
-                assert isinstance(value, tuple | list), f"{reason}, {word}: a {type(value).__name__} is wrong."
+                assert isinstance(value, tuple | list), f"{reason}, {word}: {kind(value)} is wrong."
                 assert list(value) == list(wanted), f"{reason}, {word}: {value!r} is wrong."
 
 
