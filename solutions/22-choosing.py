@@ -254,6 +254,7 @@ def parameters(config: Config) -> tuple[int, int]:
 # %% check="parameters" points=6
 tiny: dict[str, Any] = {"model_type": "llama", "vocab_size": 10, "hidden_size": 4, "num_hidden_layers": 1}
 tiny |= {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 3, "tie_word_embeddings": False}
+mixture = {**tiny, "model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}
 counts = parameters(tiny)
 assert isinstance(counts, tuple), f"parameters should return a tuple, not {type(counts).__name__}."
 assert len(counts) == 2, f"parameters should return two numbers, not {len(counts)}."
@@ -263,7 +264,6 @@ assert counts[0] == 80 + 48 + 36 + 12, (
     f"yours says {counts[0]}."
 )
 assert counts[0] == counts[1], f"Without experts every parameter is active; yours says {counts}."
-mixture = {**tiny, "model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}
 counts = parameters(mixture)
 assert counts[0] == 176 + 4 * 36 + 5 * 4, f"Four experts more and a router of 5·4 are 340; yours says {counts[0]}."
 assert counts[0] - counts[1] == 3 * 36, f"Three of five experts rest, 108 numbers; yours says {counts[0] - counts[1]}."
@@ -311,9 +311,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 try:
+    counted = {name: parameters(config) for name, config in CONFIGS.items()}
     print(f"{'':16}{'total':>18}{'active':>18}   active share")
-    for name, config in CONFIGS.items():
-        total, active = parameters(config)
+    for name, (total, active) in counted.items():
         print(f"{name:16}{total:>18,}{active:>18,}   {active / total:.0%}")
 except NotImplementedError:
     print("Finish parameters first, then run this cell again.")
@@ -505,11 +505,13 @@ print("The visible checks of fits pass.")
 # %% see="fits"
 # How many conversations of 8,192 tokens does one card of 80 GiB hold?
 try:
+    room = {
+        name: [fits(config, 80 * 2**30, 8192, weight_bits=bits) for bits in (16, 4.127)]
+        for name, config in CONFIGS.items()
+        if name != "GPT-2 small"  # its table of positions ends at 1,024
+    }
     print(f"{'':16}{'weights, GiB':>14}{'a text, GiB':>14}{'texts':>8}{'with 4-bit weights':>20}")
-    for name, config in CONFIGS.items():
-        if name == "GPT-2 small":
-            continue  # its table of positions ends at 1,024
-        wide, narrow = (fits(config, 80 * 2**30, 8192, weight_bits=bits) for bits in (16, 4.127))
+    for name, (wide, narrow) in room.items():
         text = (wide["cache"] + wide["activations"]) / 2**30
         print(f"{name:16}{wide['weights'] / 2**30:14,.1f}{text:14.2f}{wide['batch']:8}{narrow['batch']:20}")
 except NotImplementedError:
@@ -731,7 +733,7 @@ print("The visible checks of energy_and_cost pass.")
 # 2 trillion tokens on cards of 312 TFLOP/s and 400 W that are used to 40 %. Where does the electricity come from?
 try:
     settings = {"peak": 312e12, "mfu": 0.4, "watts": 400, "pue": 1.1, "price": 2.0}
-    for name in ("GPT-2 small", "LLaMA 7B", "Mixtral 8x7B", "DeepSeek-V3"):
+    for name in ("Qwen3 8B", "LLaMA 7B", "Mixtral 8x7B", "DeepSeek-V3"):
         clean, coal = (energy_and_cost(CONFIGS[name], 2 * 10**12, carbon=carbon, **settings) for carbon in (0.06, 0.9))
         print(
             f"{name:12}{clean['device_hours']:>12,.0f} device-hours{clean['kwh'] / 1000:>10,.0f} MWh"

@@ -35,7 +35,20 @@ WORDS = {
     name: f"{name}?"
     for name in (
         *("model", "config", "device", "own", "caption", "wrong", "yes", "no", "memory", "compute", "total", "active"),
-        *("token", "fits", "speed", "hours", "energy", "cost", "batch", "context", "weight_bits", "kv_bits", "tokens"),
+        *(
+            "token",
+            "sum",
+            "fits",
+            "speed",
+            "hours",
+            "energy",
+            "cost",
+            "batch",
+            "context",
+            "weight_bits",
+            "kv_bits",
+            "tokens",
+        ),
         *("mfu", "pue", "carbon", "price"),
     )
 }

@@ -143,17 +143,17 @@ const choice = (name, options) => {
   return select;
 };
 const model = choice("model", [...Object.keys(models), words.own]);
-const own = field("config", "textarea", { rows: 6, spellcheck: false });
+const own = field("config", "textarea", { rows: 6 });
 const device = choice("device", Object.keys(devices));
 const inputs = {};
 for (const [name, value] of Object.entries(start)) {
   inputs[name] = field(name, "input", { type: "number", min: 0, step: "any", value });
 }
-const table = make(make(box, "div", { className: "pst-scrollable-table-container" }), "table");
+const table = make(box, "table");
 make(table, "caption", {}, words.caption);
 const body = make(table, "tbody");
 const said = make(box, "p", { role: "status" });
-const number = (value, digits = 4) => value.toLocaleString("en", { maximumSignificantDigits: digits });
+const number = (value, digits = 3) => value.toLocaleString("en", { maximumSignificantDigits: digits });
 const gib = (bytes) => `${number(bytes / 2 ** 30)} GiB`;
 const show = () => {
   own.parentElement.hidden = model.value !== words.own;
@@ -172,11 +172,11 @@ const show = () => {
     const rows = {
       total: number(total, 15), active: number(active, 15),
       token: `${number(kvBytes(config, 1, 1, v.kv_bits) / 1024)} KiB`,
-      memory: `${gib(room.weights)} + ${gib(room.cache)} + ${gib(room.activations)} = ${gib(room.total)}`,
+      sum: `${gib(room.weights)} + ${gib(room.cache)} + ${gib(room.activations)} = ${gib(room.total)}`,
       fits: `${words[room.fits ? "yes" : "no"]}, ${number(room.batch, 15)}`,
-      speed: `${number(step.tokens_per_second, 3)}, ${words[step.bound]}`,
-      hours: number(bill.device_hours, 3), energy: `${number(bill.kwh / 1000, 3)} MWh, ${number(bill.kg_co2 / 1000, 3)} t`,
-      cost: number(bill.cost, 3),
+      speed: `${number(step.tokens_per_second)}, ${words[step.bound]}`,
+      hours: number(bill.device_hours), energy: `${number(bill.kwh / 1000)} MWh, ${number(bill.kg_co2 / 1000)} t`,
+      cost: number(bill.cost),
     };
     for (const [name, text] of Object.entries(rows)) {
       const row = make(body, "tr");
@@ -184,7 +184,9 @@ const show = () => {
       make(row, "td", {}, text);
     }
     said.textContent = `${words.fits}: ${rows.fits}; ${words.speed}: ${rows.speed}`;
+    said.className = "heard";
   } catch (error) {
+    said.className = "";
     said.textContent = `${words.wrong} (${error.message})`;
   }
 };
