@@ -1,5 +1,4 @@
-"""Does the roofline predict how long a decoder takes to write a token here, from four numbers of the model and two of
-the machine?
+"""Does the roofline predict how long a decoder takes to write a token, from two numbers of the machine?
 
 Two microbenchmarks know nothing of decoders: one reads a large tensor (bytes a second), one multiplies two large square
 matrices (FLOPs a second). Then LLaMA-like decoders of several sizes write one token behind a filled cache for 1 to 64

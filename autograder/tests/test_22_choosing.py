@@ -645,10 +645,12 @@ NEED: dict[str, Any] = {
 }
 
 
-def rows(student: Student, models: list[dict[str, Any]], need: dict[str, Any]) -> list[dict[str, Any]]:
-    found = student.recommend(models, need)
+def rows(student: Student, models: list[dict[str, Any]], need: dict[str, Any], *kept: Any) -> list[dict[str, Any]]:
+    """What is recommended; `kept`: the models and the need in the student's process."""
+    found = student.recommend(*(kept or (models, need)))
     assert isinstance(found, list), f"recommend should return a list, not {kind(found)}."
     for row in found:
+        assert isinstance(row, dict), f"The list should hold a dict for each model, not {kind(row)}."
         answer(row, {"name", "reasons", "bytes"}, "each model")
         assert isinstance(row["reasons"], dict), f"reasons should be a dict, not {kind(row['reasons'])}."
     named = sorted(str(row["name"]) for row in found)
@@ -816,8 +818,7 @@ def test_nothing_that_is_given_changes(student: Student) -> None:
     """Models and need stay what they were, and asking twice gives the same."""
     models, need = [{**MODEL, "name": name, "parameters": size} for name, size in (("b", 9), ("a", 5))], dict(NEED)
     shelf, wish = student.put(models), student.put(need)
-    first = [row["name"] for row in student.recommend(shelf, wish)]
-    second = [row["name"] for row in student.recommend(shelf, wish)]
+    first, second = ([row["name"] for row in rows(student, models, need, shelf, wish)] for _ in range(2))
     assert first == second == ["a", "b"], f"Twice the same question: {first} and {second}."
     assert shelf.get() == models, "recommend changes the models that it is given."
     assert wish.get() == need, "recommend changes the need that it is given."
