@@ -4,8 +4,10 @@ autograder.families knows the name and the shape of every weight; tests/test_fam
 whose import would cost every grading seconds, and tests/test_calculators_oracle.py proves the sums used here.
 """
 
+import json
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -35,15 +37,26 @@ def everything() -> Iterator[tuple[str, Config]]:
         yield name, CONFIGS[name]
 
 
+@cache
+def _known(config: str) -> tuple[families.Form, dict[str, int]]:
+    """The form, and the sizes of the weights: every submission and every mutant is asked about the same models."""
+    read = json.loads(config)
+    found = {name: math.prod(shape) for name, shape in families.shapes(read).items()}
+    return families.form(read), {name: n for name, n in found.items() if "e_score_correction_bias" not in name}
+
+
+def form(config: Config) -> families.Form:
+    return _known(json.dumps(config))[0]
+
+
 def sizes(config: Config) -> dict[str, int]:
     """How many numbers each weight has; a correction is a buffer."""
-    found = {name: math.prod(shape) for name, shape in families.shapes(config).items()}
-    return {name: size for name, size in found.items() if "e_score_correction_bias" not in name}
+    return _known(json.dumps(config))[1]
 
 
 def mixed(config: Config) -> tuple[int, int]:
     """Experts in a layer, and how many of them a token is sent to."""
-    experts = families.form(config).experts
+    experts = form(config).experts
     return (experts.n_experts, experts.top_k) if experts else (1, 1)
 
 
@@ -57,23 +70,23 @@ def counted(config: Config) -> tuple[int, int]:
 
 def looked_up(config: Config) -> int:
     """The parameters in tables of which a token reads a row, and computes nothing with the rest."""
-    tables = (".wpe.",) if families.form(config).tied else (".wpe.", "embed_tokens", "embed_in", ".wte.")
+    tables = (".wpe.",) if form(config).tied else (".wpe.", "embed_tokens", "embed_in", ".wte.")
     return sum(size for name, size in sizes(config).items() if any(table in f".{name}" for table in tables))
 
 
 def seen(config: Config, context: int) -> int:
     """Positions, summed over the layers."""
-    return sum(context if window is None else min(window, context) for window in families.form(config).windows)
+    return sum(context if window is None else min(window, context) for window in form(config).windows)
 
 
 def flops(config: Config, context: int) -> int:
-    f = families.form(config)
+    f = form(config)
     channels = f.latent.d_nope + f.latent.d_rope + f.latent.d_value if f.latent else 2 * f.d_head
     return 2 * (counted(config)[1] - looked_up(config)) + 2 * f.n_heads * channels * seen(config, context)
 
 
-def cache(config: Config, length: int, batch: int = 1, bits: int = 16) -> int:
-    f = families.form(config)
+def kv_cache(config: Config, length: int, batch: int = 1, bits: int = 16) -> int:
+    f = form(config)
     numbers = f.latent.kv_rank + f.latent.d_rope if f.latent else 2 * f.n_kv_heads * f.d_head
     return batch * seen(config, length) * numbers * bits // 8
 
@@ -321,7 +334,7 @@ def memory(student: Student, config: Config, room: float, length: int, **more: A
 
 def widest(config: Config) -> int:
     """Bytes of the widest moment for one token."""
-    f = families.form(config)
+    f = form(config)
     hidden = [] if f.experts and len(f.experts.layers) == f.n_layers else [f.d_hidden]
     if f.experts and f.experts.layers:
         hidden.append(f.experts.top_k * f.experts.d_hidden + f.experts.d_shared)
@@ -330,8 +343,8 @@ def widest(config: Config) -> int:
 
 def one_text(config: Config, length: int, bits: int = 16) -> tuple[int, int]:
     """Bytes of a text's cache, and of its activations."""
-    busy = min(length, 512) * widest(config) + 4 * families.form(config).vocabulary
-    return cache(config, length, bits=bits), busy
+    busy = min(length, 512) * widest(config) + 4 * form(config).vocabulary
+    return kv_cache(config, length, bits=bits), busy
 
 
 @pytest.mark.exercise("fits", weight=2)
@@ -339,7 +352,7 @@ def test_a_token_of_published_models(student: Student) -> None:
     """Keys and values of the heads that keep some, in all layers: 37 published models, one token."""
     for name, config in CONFIGS.items():
         found = kept(student, config, 1)
-        assert found == cache(config, 1), f"A token of {name} does not take {found:,} bytes."
+        assert found == kv_cache(config, 1), f"A token of {name} does not take {found:,} bytes."
 
 
 @pytest.mark.exercise("fits", weight=2)
@@ -348,7 +361,7 @@ def test_a_window_bounds_the_cache_of_its_layer(student: Student) -> None:
     for name, config in small("mistral", "qwen2", "gpt_oss", "llama"):
         for length in (0, 1, 3, 4, 5, 100):
             found = kept(student, config, length)
-            assert found == cache(config, length), f"{name}: {length} positions do not take {found:,} bytes."
+            assert found == kv_cache(config, length), f"{name}: {length} positions do not take {found:,} bytes."
 
 
 @pytest.mark.exercise("fits")
@@ -357,7 +370,7 @@ def test_a_latent_is_kept_in_the_place_of_heads(student: Student) -> None:
     for name, config in small("deepseek_v3"):
         for heads in (1, config["num_attention_heads"]):
             found = kept(student, {**config, "num_key_value_heads": heads}, 10)
-            assert found == cache(config, 10), f"{name}: 10 positions do not take {found:,} bytes."
+            assert found == kv_cache(config, 10), f"{name}: 10 positions do not take {found:,} bytes."
 
 
 @pytest.mark.exercise("fits")
@@ -366,7 +379,7 @@ def test_texts_and_bits_multiply_the_cache(student: Student) -> None:
     for name, config in small("qwen3", "gpt2", "deepseek_v3", "gpt_oss"):
         for batch, bits in ((7, 16), (3, 8), (2, 4), (5, 32)):
             found = kept(student, config, 3, batch=batch, bits=bits)
-            right = cache(config, 3, batch, bits)
+            right = kv_cache(config, 3, batch, bits)
             assert found == right, f"{name}: {batch} texts of 3 positions in {bits} bits do not take {found:,} bytes."
 
 
@@ -384,9 +397,9 @@ def test_the_cache_of_all_texts_is_a_part_of_it(student: Student) -> None:
     """ "cache" is what kv_bytes says of this length, batch and kv_bits, however the weights are stored."""
     for name, config in everything():
         found = memory(student, config, 10**6, 700, batch=3, weight_bits=4, kv_bits=8)["cache"]
-        assert whole(found, "cache") == cache(config, 700, 3, 8), f"{name}: the cache does not take {found:,} bytes."
+        assert whole(found, "cache") == kv_cache(config, 700, 3, 8), f"{name}: the cache does not take {found:,} bytes."
         found = memory(student, config, 10**6, 7)["cache"]
-        assert whole(found, "cache") == cache(config, 7), f"{name}: a short text does not take {found:,} bytes."
+        assert whole(found, "cache") == kv_cache(config, 7), f"{name}: a short text does not take {found:,} bytes."
 
 
 @pytest.mark.exercise("fits", weight=2)
@@ -459,7 +472,7 @@ def fetched(config: Config, batch: int, context: int, weight_bits: float = 16, k
     expert = (total - active) / (n - k) if n > k else 0.0
     some = sum(math.comb(batch, i) * (k / n) ** i * (1 - k / n) ** (batch - i) for i in range(1, batch + 1)) * n
     weights = active - looked_up(config) + (some - k) * expert
-    return weights * weight_bits / 8 + cache(config, context, batch, kv_bits)
+    return weights * weight_bits / 8 + kv_cache(config, context, batch, kv_bits)
 
 
 @pytest.mark.exercise("decode_roofline", weight=2)
