@@ -7,8 +7,8 @@ and the text on which scores are calibrated; all variants of a seed see the same
 Pruned: the smallest magnitudes of the whole model (global), the smallest of each row, the smallest Wanda scores of each
 row, 2:4 with either, and whole hidden units of the feed-forward layers, chosen by the product of the norms of a
 unit's three weight vectors. A share of hidden units is a share of the feed-forward weights only, so it takes fewer
-weights than the others at the same share. Quantised: weights rounded to fewer and fewer bits, with a scale for each row or for each
-matrix; and the int8 layers of the notebook, which quantise their inputs too.
+weights than the others at the same share. Quantised: weights rounded to fewer and fewer bits, with a scale for each row
+or for each matrix; and the int8 layers of the notebook, which quantise their inputs too.
 
 The claim was written after a pilot by hand on other text (windows of a seed of its own).
 """

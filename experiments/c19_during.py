@@ -2,9 +2,9 @@
 
 A small decoder is trained on real prose, always for the same number of steps. As it is, then pruned to nine tenths
 zeros or rounded to 2 bits (three values: −s, 0, s) after training. With weights that go during training, by the
-schedule of Zhu and Gupta (2017, arXiv:1710.01878): from a quarter of the steps to three quarters, every few steps, the sparsity
-follows a cubic. With weights that all go at half of the steps and stay away, which is the older way of pruning and
-retraining (Han et al. 2015, arXiv:1506.02626). And with weights rounded to 2 bits in every forward pass, with a
+schedule of Zhu and Gupta (2017, arXiv:1710.01878): from a quarter of the steps to three quarters, every few steps, the
+sparsity follows a cubic. With weights that all go at half of the steps and stay away, which is the older way of pruning
+and retraining (Han et al. 2015, arXiv:1506.02626). And with weights rounded to 2 bits in every forward pass, with a
 straight-through gradient (quantisation-aware training).
 
 Only the matrices of the blocks are touched, not the embedding; magnitudes are compared over all of them; a row has a
@@ -180,7 +180,16 @@ EXPERIMENT = Experiment(
         "tuning_seed": 100,
         "evaluate_batches": 12,
     },
-    reduced={"steps": 30, "warmup": 3, "every": 2, "learning_rates": [0.012], "evaluate_batches": 2, "batch": 4},
+    reduced={
+        "d_model": 32,
+        "steps": 80,
+        "warmup": 8,
+        "every": 4,
+        "learning_rates": [0.012],
+        "evaluate_batches": 2,
+        "batch": 4,
+        "length": 32,
+    },
     seeds=(0, 1, 2),
 )
 

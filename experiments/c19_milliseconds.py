@@ -139,7 +139,7 @@ EXPERIMENT = Experiment(
     ),
     run=run,
     verdict=verdict,
-    config={"width": 1024, "tokens": [1, 16, 64, 256], "sparsities": [0.5, 0.9], "repeats": 15},
+    config={"width": 1024, "tokens": [1, 16, 64, 256], "sparsities": [0.5, 0.9], "repeats": 31},
     reduced={"tokens": [64], "repeats": 5},
 )
 
