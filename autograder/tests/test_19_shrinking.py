@@ -603,6 +603,8 @@ def test_tokens_do_not_share_a_scale(student: Student) -> None:
     x[3] *= 1024
     together = tensor(layer(x), shape=(4, 6)).detach()
     assert (together[0] - together[1]).abs().max() > 0.01, "Different tokens give the same result."
+    floats = functional.linear(x[:3], faked(weight, 0), bias)
+    assert (together[:3] - floats).abs().max() > 1e-3, "The result is that of inputs that were not quantised."
     for i in range(3):
         assert_close(layer(x[i : i + 1]), together[i : i + 1], atol=1e-5, claim=f"token {i} alone")
 
@@ -634,11 +636,11 @@ def test_a_dynamic_layer_takes_any_leading_dimensions(student: Student) -> None:
 @pytest.mark.exercise("DynamicInt8Linear")
 def test_sums_do_not_overflow(student: Student) -> None:
     """A thousand products of 127 by 127 fit into int32, and neither into int16 nor into int8."""
-    n_in = 1500
-    layer = created(student, "DynamicInt8Linear", torch.ones(3, n_in), torch.tensor([0.0, 10, -10]))
-    x = torch.stack([torch.ones(n_in), -2 * torch.ones(n_in), torch.linspace(0, 1, n_in)])
-    expected = functional.linear(x, torch.ones(3, n_in), torch.tensor([0.0, 10, -10]))
-    assert_close(layer(x), expected, atol=0.1, rtol=2e-3)
+    weight, bias = torch.ones(3, 1500), torch.tensor([0.0, 10, -10])
+    layer, x = created(student, "DynamicInt8Linear", weight, bias), tokens_for(4, 1500, seed=1).abs()
+    x[1] = -x[1]
+    y = tensor(layer(x), shape=(4, 3)).double()
+    assert_close(y, dynamic(x, weight, bias), atol=1e-2, rtol=1e-5, claim="1500 inputs")
 
 
 @pytest.mark.exercise("DynamicInt8Linear")
@@ -813,11 +815,9 @@ def test_the_calibration_travels_in_the_state_dict(student: Student) -> None:
 @pytest.mark.exercise("StaticInt8Linear")
 def test_long_sums_and_their_zero_point_do_not_overflow(student: Student) -> None:
     """Both the product and the zero point's share of it need more than 16 bits."""
-    n_in = 1500
-    layer = calibrated(student, torch.ones(2, n_in), torch.tensor([1.0, -1]), torch.tensor([[0.0, 4.0] * 750]))
-    x = torch.stack([torch.full((n_in,), 4.0), torch.zeros(n_in), torch.linspace(0, 4, n_in)])
-    expected = functional.linear(x, torch.ones(2, n_in), torch.tensor([1.0, -1]))
-    assert_close(layer(x), expected, atol=0.5, rtol=2e-3)
+    weight, bias, x = torch.ones(2, 1500), torch.tensor([1.0, -1]), ranged(0.0, 4.0, 3, 1500, seed=1)
+    y = tensor(calibrated(student, weight, bias, x)(x), shape=(3, 2)).double()
+    assert_close(y, static(x, 0.0, 4.0, weight, bias), atol=1e-2, rtol=1e-5, claim="1500 inputs")
 
 
 @pytest.mark.exercise("StaticInt8Linear")
