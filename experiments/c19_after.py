@@ -27,6 +27,10 @@ from ichimon.notebook import load
 TEXT = corpus.PROSE + corpus.CODE  # what the model was trained on
 
 
+def percent(share: float) -> str:
+    return str(round(100 * share))
+
+
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
     """The matrices of the layers; the read-out is the embedding."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and name != "lm_head"}
@@ -119,11 +123,11 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
                 ("row", lambda name, weight: rows(name, weight, alike[name], share)),  # noqa: B023
                 ("wanda", lambda name, weight: rows(name, weight, inputs[name], share)),  # noqa: B023
             ):
-                shrunk.setdefault(kind, {})[str(share)] = changed(model, new)
-            shrunk.setdefault("units", {})[str(share)] = without_units(model, share)
+                shrunk.setdefault(kind, {})[percent(share)] = changed(model, new)
+            shrunk.setdefault("units", {})[percent(share)] = without_units(model, share)
         for kind, x in (("row_2_4", alike), ("wanda_2_4", inputs)):
             shrunk[kind] = {
-                "0.5": changed(model, lambda name, weight: weight * reference.wanda_mask(weight, x[name], 2, 4))  # noqa: B023
+                "50": changed(model, lambda name, weight: weight * reference.wanda_mask(weight, x[name], 2, 4))  # noqa: B023
             }
         for bits in config["bits"]:
             for kind, by_row in (("bits_by_row", True), ("bits_by_matrix", False)):
@@ -144,8 +148,8 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
         "loss": estimate(base),
         "added": {kind: {at: paired(values, base) for at, values in row.items()} for kind, row in losses.items()},
         "wanda_minus_row": {at: paired(losses["wanda"][at], losses["row"][at]) for at in losses["row"]},
-        "two_of_four_minus_wanda": paired(losses["wanda_2_4"]["0.5"], losses["wanda"]["0.5"]),
-        "units_minus_wanda": paired(losses["units"]["0.5"], losses["wanda"]["0.5"]),
+        "two_of_four_minus_wanda": paired(losses["wanda_2_4"]["50"], losses["wanda"]["50"]),
+        "units_minus_wanda": paired(losses["units"]["50"], losses["wanda"]["50"]),
         "matrix_minus_row_3_bits": paired(losses["bits_by_matrix"]["3"], losses["bits_by_row"]["3"]),
         "weights_in_matrices": sum(weight.numel() for weight in matrices),
         "weights_in_feed_forward": sum(layer.weight.numel() for name, layer in linears(model).items() if "mlp" in name),
@@ -159,7 +163,7 @@ def verdict(found: Results) -> Verdict:
         found["two_of_four_minus_wanda"],
         found["units_minus_wanda"],
         found["matrix_minus_row_3_bits"],
-        {"low": -found["wanda_minus_row"]["0.5"]["high"], "mean": -found["wanda_minus_row"]["0.5"]["mean"]},
+        {"low": -found["wanda_minus_row"]["50"]["high"], "mean": -found["wanda_minus_row"]["50"]["mean"]},
     ]
     if eight and all(difference["low"] > 0 for difference in worse):
         return "strong"

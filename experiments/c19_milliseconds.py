@@ -47,6 +47,10 @@ def bytes_of(*tensors: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def percent(share: float) -> int:
+    return round(100 * share)
+
+
 def zeroed(weight: Tensor, sparsity: float, magnitude_mask: Callable[..., list[Tensor]]) -> Tensor:
     return weight * magnitude_mask([weight], sparsity)[0]
 
@@ -73,9 +77,9 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
         pruned = prune.l1_unstructured(nn.Linear(width, width, bias=False), "weight", config["sparsities"][-1])
         kept = {
             "dense": bytes_of(weight),
-            **{f"zeros_{share}": bytes_of(matrix) for share, matrix in zeros.items()},
+            **{f"zeros_{percent(share)}": bytes_of(matrix) for share, matrix in zeros.items()},
             **{
-                f"csr_{share}": bytes_of(matrix.crow_indices(), matrix.col_indices(), matrix.values())
+                f"csr_{percent(share)}": bytes_of(matrix.crow_indices(), matrix.col_indices(), matrix.values())
                 for share, matrix in csr.items()
             },
             "half_of_the_rows": bytes_of(half),
@@ -87,8 +91,11 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
             x = torch.randn(n, width)
             calls: dict[str, Callable[[], object]] = {
                 "dense": partial(torch.nn.functional.linear, x, weight),
-                **{f"zeros_{share}": partial(torch.nn.functional.linear, x, matrix) for share, matrix in zeros.items()},
-                **{f"csr_{share}": partial(sparse_product, matrix, x) for share, matrix in csr.items()},
+                **{
+                    f"zeros_{percent(share)}": partial(torch.nn.functional.linear, x, matrix)
+                    for share, matrix in zeros.items()
+                },
+                **{f"csr_{percent(share)}": partial(sparse_product, matrix, x) for share, matrix in csr.items()},
                 "half_of_the_rows": partial(torch.nn.functional.linear, x, half),
                 "int8_unpacked": partial(unpacked_product, dynamic.weight, dynamic.weight_scale, x),
                 "int8_dynamic": partial(dynamic, x),
@@ -117,13 +124,13 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
 def verdict(found: Results) -> Verdict:
     time, size = found["time_over_dense"], found["bytes_over_dense"]
     at = found["tokens"].index(64)
-    zeros = all(abs(time[name][at]["mean"] - 1) <= 0.1 for name in ("zeros_0.5", "zeros_0.9"))
-    sparse = time["csr_0.5"][at]["mean"] > 1 and size["csr_0.5"] > 1 and size["csr_0.9"] < 0.5
+    zeros = all(abs(time[name][at]["mean"] - 1) <= 0.1 for name in ("zeros_50", "zeros_90"))
+    sparse = time["csr_50"][at]["mean"] > 1 and size["csr_50"] > 1 and size["csr_90"] < 0.5
     smaller = time["half_of_the_rows"][at]["mean"] <= 0.7
     integers = time["int8_dynamic"][at]["mean"] <= 0.5 and time["int8_unpacked"][at]["mean"] > 1
     if zeros and sparse and smaller and integers and size["int8"] < 0.26:
         return "strong"
-    direction = all(0.7 < time[name][at]["mean"] < 1.4 for name in ("zeros_0.5", "zeros_0.9"))
+    direction = all(0.7 < time[name][at]["mean"] < 1.4 for name in ("zeros_50", "zeros_90"))
     return "weak" if direction and time["half_of_the_rows"][at]["mean"] < 0.9 else "null"
 
 
