@@ -555,8 +555,8 @@ except NotImplementedError:
 # %% [markdown]
 # ## 6 · `fake_quantize` ●●○
 #
-# With 8 bits a trained model hardly notices. With 2 or 3 it does, unless it can get used to it *while it trains*. Then the
-# forward pass uses weights as they will be after rounding, still stored as floats: *fake* quantisation.
+# With 8 bits a trained model hardly notices. With 2 or 3 it does, unless it can get used to it *while it trains*.
+# Then the forward pass uses weights as they will be after rounding, still stored as floats: *fake* quantisation.
 #
 # Backwards there is a problem. Rounding is a staircase: flat nearly everywhere, so its gradient is zero and nothing
 # would be learnt. The way out is a white lie, the **straight-through** estimator: backwards, rounding is taken for the
