@@ -175,7 +175,7 @@ EXPERIMENT = Experiment(
         "tuning_seed": 100,
         "evaluate_batches": 12,
     },
-    reduced={"steps": 16, "warmup": 2, "every": 2, "learning_rates": [0.0015], "evaluate_batches": 2, "batch": 4},
+    reduced={"steps": 16, "warmup": 2, "every": 2, "learning_rates": [0.0015], "evaluate_batches": 1, "length": 32},
     seeds=(3, 4, 5),
 )
 

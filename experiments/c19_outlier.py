@@ -122,7 +122,7 @@ EXPERIMENT = Experiment(
         "evaluate_batches": 3,
         "factors": [1, 10, 30, 100, 300],
     },
-    reduced={"factors": [100], "batch": 8, "evaluate_batches": 1, "calibration_batches": 1},
+    reduced={"factors": [100], "batch": 4, "evaluate_batches": 1, "calibration_batches": 1},
 )
 
 if __name__ == "__main__":
