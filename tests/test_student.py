@@ -186,6 +186,15 @@ def test_what_the_exercise_is_about_cannot_be_called_except_by_stand_ins(make: M
     assert_close(student.f(torch.ones(1)), torch.nn.functional.silu(torch.ones(1)))
 
 
+def test_a_reserved_function_may_live_in_a_module_that_is_not_imported_yet(make: Make) -> None:
+    student = make(
+        "import torch.nn.utils.prune as prune\ndef f(): return prune.l1_unstructured(nn.Linear(2, 2), 'weight', 0.5)",
+        reserved=("torch.nn.utils.prune.l1_unstructured",),
+    )
+    with pytest.raises(RuntimeError, match="l1_unstructured is what this exercise asks you to build"):
+        student.f()
+
+
 def test_patching_the_library_changes_nothing_on_this_side(make: Make) -> None:
     student = make(
         "torch.allclose = torch.equal = lambda *a, **k: True\n"

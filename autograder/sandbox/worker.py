@@ -7,6 +7,7 @@ only ever sends data, and the grader trusts none of it.
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import linecache
 import random
@@ -253,7 +254,10 @@ def refuse(obj: Any) -> Any:
 def reserve(dotted: str) -> tuple[Any, str, Any, Any]:
     """Replace a library function by one that says that building it is the exercise."""
     path, name = dotted.rsplit(".", 1)
-    owner = functools.reduce(getattr, path.split(".")[1:], sys.modules[path.split(".")[0]])
+    try:
+        owner = functools.reduce(getattr, path.split(".")[1:], sys.modules[path.split(".")[0]])
+    except AttributeError:  # a module that nobody has imported yet, such as torch.nn.utils.prune
+        owner = importlib.import_module(path)
 
     def reserved(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(f"{name} is what this exercise asks you to build, so it cannot be called here")
