@@ -168,7 +168,9 @@ class Student:
             worker = self._jail.worker()
             worker.callbacks = self._answer_callback
             try:
-                worker.ask(wire.Prepare(worker.number(), self._reserved))
+                ready = worker.ask(wire.Prepare(worker.number(), self._reserved))
+                if isinstance(ready, wire.Raised):  # before any line of the submission has run: ours to mend
+                    raise LookupError(f"RESERVED names something that is not there: {ready.message}")
                 for cell, exercise, source in self._cells:
                     known = self._runs.get(cell)
                     if known and self._lost_cell(known):

@@ -195,6 +195,11 @@ def test_a_reserved_function_may_live_in_a_module_that_is_not_imported_yet(make:
         student.f()
 
 
+def test_reserving_what_is_not_there_is_not_passed_over(make: Make) -> None:
+    with pytest.raises(LookupError, match="RESERVED names something that is not there"):
+        make("def f(): return 1", reserved=("torch.nn.functional.no_such_function",)).f()
+
+
 def test_patching_the_library_changes_nothing_on_this_side(make: Make) -> None:
     student = make(
         "torch.allclose = torch.equal = lambda *a, **k: True\n"
