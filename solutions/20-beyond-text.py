@@ -203,7 +203,7 @@ class ViT(nn.Module):
         self.patch = patch
         self.embed = nn.Linear(channels * patch * patch, d_model)
         self.class_token = nn.Parameter(torch.zeros(d_model))
-        self.positions = nn.Parameter(torch.randn((image_size // patch) ** 2 + 1, d_model) / math.sqrt(d_model))
+        self.positions = nn.Parameter(torch.zeros((image_size // patch) ** 2 + 1, d_model))
         options = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(d_model, n_heads, 4 * d_model, **options) for _ in range(n_layers)
