@@ -182,7 +182,7 @@ except ImportError as error:
 # - The layers are **pre-norm**, with GELU (the exact one), a hidden width of `4 * d_model`, and **no dropout**.
 #   Everything else about them is PyTorch's default. The other LayerNorm too has PyTorch's default eps.
 # - You may rely on `image_size` being divisible by `patch`. How you initialise the parameters is up to you; positions
-#   and class token are learned.
+#   and class token are learned. (On the page you see what positions that begin at zero cost.)
 # - The trap: `nn.TransformerEncoderLayer` has defaults of 2017. Four of them are not what you need here.
 #
 # Call your `patchify` by its name. When this part is marked, a right one stands in for it.
@@ -203,7 +203,7 @@ class ViT(nn.Module):
         self.patch = patch
         self.embed = nn.Linear(channels * patch * patch, d_model)
         self.class_token = nn.Parameter(torch.zeros(d_model))
-        self.positions = nn.Parameter(torch.zeros((image_size // patch) ** 2 + 1, d_model))
+        self.positions = nn.Parameter(torch.randn((image_size // patch) ** 2 + 1, d_model))
         options = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(d_model, n_heads, 4 * d_model, **options) for _ in range(n_layers)
