@@ -2,8 +2,8 @@
 
 Five models with equally many parameters read digits. Four of them see the same eight tokens, the rows of the image,
 with learned positions: two layers of attention; of a GRU; of a convolution and attention (the chapter's HybridBlock);
-of a GRU and attention. The fifth is a CNN that sees the image itself. Each reads its answer from the mean of what comes out.
-Each is trained on 100 digits and on 1000, for equally many steps.
+of a GRU and attention. The fifth is a CNN that sees the image itself. Each reads its answer from the mean of what comes
+out. Each is trained on 100 digits and on 1000, for equally many steps.
 
 Judged by: the share of right answers on 500 new digits. Widths are chosen so that parameters agree within 10 %; the
 arithmetic for one image is in the result, and the CNN's is the largest, because it uses a weight in many places.
