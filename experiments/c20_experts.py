@@ -5,13 +5,17 @@ out; everything between is shared: three layers of attention (each image and eac
 SharedMoE, with six experts, one a token. Nobody tells the router what is an image. It is trained in three ways:
 
 - without any balancing;
-- balanced over all tokens together, as in chapter 14: n_experts · Σ f · P, times 0.02;
-- balanced within each kind, by the chapter's two entropies after LIMoE (arXiv 2206.02770), times 0.02.
+- balanced over all tokens together, as in chapter 14: n_experts · Σ f · P, times 0.1;
+- balanced within each kind, by the chapter's two entropies after LIMoE (arXiv 2206.02770), times 0.1.
 
 Judged by: the mutual information of expert and kind in nats on images and sounds that were not trained on, equally many
 tokens of each, minus the mean of shuffled kinds (`excess`). Its largest value is ln 2: the expert then tells the kind.
 The same model before training is the control: a random router too sends unlike vectors to different experts. The
 learning rate is that of the pilots and was not tuned.
+
+Pilots on two other seeds, which this claim was written after, turned our first guess round: we had expected that a
+balance over all tokens makes experts split. Instead the untrained model was split the most, and training mixed the
+kinds, more so the deeper the layer.
 """
 
 import math
@@ -80,9 +84,11 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
     def heard(data: Labelled) -> Labelled:
         return reference.log_mel(data[0], bank, 256, 64).mT, data[1]
 
-    images, new_images = seen(digits()["train"]), seen(digits()["test"])
-    sounds, new_sounds = heard(vowels(1000, seed=1)), heard(vowels(500, seed=2))
-    kind = torch.arange(2).repeat_interleave(500 * 16)
+    n_new = config["new"]
+    new_digits = (digits()["test"][0][:n_new], digits()["test"][1][:n_new])
+    images, new_images = seen(digits()["train"]), seen(new_digits)
+    sounds, new_sounds = heard(vowels(config["sounds"], seed=1)), heard(vowels(n_new, seed=2))
+    kind = torch.arange(2).repeat_interleave(n_new * 16)
 
     def measured(model: SeesAndHears, generator: torch.Generator) -> tuple[list[float], list[float]]:
         """The excess of each layer, and the share of right answers for images and for sounds."""
@@ -136,7 +142,7 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
             if way not in shares:  # the first seed's, for a figure
                 shares[way] = [
                     [
-                        (layer.argmax(-1)[kind == k].bincount(minlength=config["n_experts"]) / (500 * 16)).tolist()
+                        (layer.argmax(-1)[kind == k].bincount(minlength=config["n_experts"]) / (n_new * 16)).tolist()
                         for k in (0, 1)
                     ]
                     for layer in model.heard
@@ -161,12 +167,11 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
 
 
 def verdict(found: Results) -> Verdict:
-    half = found["largest"] / 2
-    split = found["mean_excess"]["all"]["low"] > half
-    told = found["all_minus_each"]["low"] > 0 and (
-        found["mean_excess"]["each"]["mean"] < found["mean_excess"]["all"]["mean"] / 2
-    )
-    if split and told:
+    mean, fall = found["mean_excess"], found["last_minus_first"]
+    deeper = all(fall[way]["high"] < 0 for way in ("none", "all"))
+    born = all(mean[way]["mean"] < mean["untrained"]["mean"] for way in WAYS)
+    told = found["all_minus_each"]["low"] > 0 and mean["each"]["mean"] < 2 / 3 * mean["all"]["mean"]
+    if deeper and born and told:
         return "strong"
     return "weak" if found["all_minus_each"]["mean"] > 0 else "null"
 
@@ -174,9 +179,9 @@ def verdict(found: Results) -> Verdict:
 EXPERIMENT = Experiment(
     name="c20_experts",
     claim=(
-        "Balanced over all tokens together, experts split by kind: averaged over the layers, the expert tells more than "
-        "half of what there is to know about the kind, ln 2 / 2 nats beyond chance. Balanced within each kind, they "
-        "tell less than half as much as that."
+        "Without balancing, and balanced over all tokens, experts split by kind more in the first layer than in the "
+        "last. Averaged over the layers no way of training gives more of a split than the untrained router has. "
+        "Balanced within each kind, experts tell less than two thirds as much about the kind as balanced over all."
     ),
     run=run,
     verdict=verdict,
@@ -184,12 +189,24 @@ EXPERIMENT = Experiment(
         "d_model": 32,
         "n_layers": 3,
         "n_experts": 6,
-        "steps": 250,
-        "batch": 24,
+        "steps": 200,
+        "batch": 16,
         "learning_rate": 0.003,
-        "pull": 0.02,
+        "pull": 0.1,
+        "sounds": 1000,
+        "new": 500,
     },
-    reduced={"d_model": 16, "n_layers": 1, "n_experts": 4, "steps": 60, "batch": 12, "learning_rate": 0.01},
+    reduced={
+        "d_model": 16,
+        "n_layers": 1,
+        "n_experts": 4,
+        "steps": 60,
+        "batch": 12,
+        "learning_rate": 0.01,
+        "pull": 0.5,
+        "sounds": 200,
+        "new": 100,
+    },
     seeds=(0, 1, 2, 3, 4),
 )
 
