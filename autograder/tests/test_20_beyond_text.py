@@ -797,11 +797,12 @@ def answers(layer: Remote, images: Tensor, sounds: Tensor) -> tuple[Tensor, Tens
     out = layer(images, sounds)
     assert isinstance(out, tuple | list), "forward should return three tensors: images, sounds, loss."
     assert len(out) == 3, f"forward should return three tensors, and it returns {len(out)} values."
-    return (
-        tensor(out[0], shape=images.shape, dtype=images.dtype, name="what became of the images"),
-        tensor(out[1], shape=sounds.shape, dtype=sounds.dtype, name="what became of the sounds"),
-        tensor(out[2], shape=(), dtype=images.dtype, name="the loss"),
-    )
+    x = tensor(out[0], shape=images.shape, dtype=images.dtype, name="what became of the images")
+    y = tensor(out[1], shape=sounds.shape, dtype=sounds.dtype, name="what became of the sounds")
+    for came, went, name in ((images, x, "images"), (sounds, y, "sounds")):
+        assert not torch.allclose(went.detach(), came, atol=1e-3), f"The {name} come out as they came in."
+        assert went.detach().any(), f"All {name} become zero."
+    return x, y, tensor(out[2], shape=(), dtype=images.dtype, name="the loss")
 
 
 @pytest.mark.exercise("SharedMoE", weight=0.5)
