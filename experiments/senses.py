@@ -83,26 +83,14 @@ def parameters(model: nn.Module) -> int:
 
 
 def flops(model: nn.Module, x: Tensor) -> int:
-    """Multiplications and additions for x by PyTorch's counter; recurrent layers, which it does not know, are added."""
+    """Multiplications and additions for x, by PyTorch's counter.
+
+    The counter knows the steps of attention and not its fused kernel, and PyTorch's encoder layer hides all of its own
+    in evaluation: so it counts in training, with attention in steps.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.train()(x)
-    recurrent = 0
-    handles = []
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
-        nonlocal recurrent
-        if isinstance(module, nn.GRU):
-            recurrent += (
-                2 * inputs[0].shape[:2].numel() * 3 * module.hidden_size * (module.input_size + module.hidden_size)
-            )
-
-    for module in model.modules():
-        if isinstance(module, nn.GRU):
-            handles.append(module.register_forward_hook(note))
-    with torch.no_grad():
-        model.eval()(x)
-    for handle in handles:
-        handle.remove()
-    return counter.get_total_flops() + recurrent
+    return counter.get_total_flops()
