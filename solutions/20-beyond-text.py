@@ -262,9 +262,9 @@ def patchify(images, patch):
 
 
 # %% see="ViT"
-# Your model learns to read digits from scratch, in about a quarter of a minute. Then: which positions did it come to
-# find alike? Each small square is one place of the image, and darker is more alike. Nobody told it that the places lie
-# on a grid.
+# Your model learns to read digits from scratch, in about a quarter of a minute. Then: which positions moved the same
+# way as it learned? Each small picture belongs to one place of the image; the darker another place, the more alike. Nobody
+# told it that the places lie on a grid.
 try:
     import os
 
@@ -279,7 +279,7 @@ try:
     order = torch.randperm(len(images))
     train_on, test_on = order[:1400], order[1400:]
     model = ViT(8, 2, 1, d_model=48, n_heads=4, n_layers=3, n_classes=10)
-    steps = 20 if fast else 800
+    steps, begin = 20 if fast else 800, model.positions.detach().clone()
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
     for _ in range(steps):
@@ -291,7 +291,7 @@ try:
     model.eval()
     with torch.no_grad():
         right = (model(images[test_on]).argmax(-1) == labels[test_on]).float().mean()
-        places = F.normalize(model.positions[1:], dim=-1)
+        places = F.normalize((model.positions - begin)[1:], dim=-1)
     fig, axes = plt.subplots(4, 4, figsize=(4.2, 4.6), facecolor="white")
     for place, ax in enumerate(axes.flat):
         ax.imshow((places @ places[place]).view(4, 4), cmap="cividis_r", vmin=-0.3, vmax=0.6)
@@ -653,7 +653,8 @@ try:
                 if not whole:
                     block.attention.out_proj.weight.copy_(kept)
             ax.imshow((moved + 1e-6).log10(), cmap="cividis", vmin=-3, vmax=1.5)
-            ax.set(title=f"{local}" + (" and attention" if whole else " alone"), xlabel="changed", ylabel="notices")
+            ax.set(title=local + (" and attention" if whole else " alone"), xlabel="changed", ylabel="notices")
+            ax.set(xticks=range(0, 20, 5), yticks=range(0, 20, 5))
     fig.tight_layout()
     plt.show()
 except NotImplementedError:
