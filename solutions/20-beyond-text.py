@@ -263,8 +263,8 @@ def patchify(images, patch):
 
 # %% see="ViT"
 # Your model learns to read digits from scratch, in about a quarter of a minute. Then: which positions moved the same
-# way as it learned? Each small picture belongs to one place of the image; the darker another place, the more alike.
-# Nobody told it that the places lie on a grid.
+# way as it learned? Each small picture belongs to one place of the image; the darker another place, the more alike. Is
+# it the neighbours? Nobody told it that the places lie on a grid, and with so few images it need not find out.
 try:
     import os
 
