@@ -42,11 +42,12 @@ class SeesAndHears(nn.Module):
         self.enter = nn.ModuleList([nn.Linear(4, d_model), nn.Linear(24, d_model)])
         self.positions = nn.Parameter(0.3 * torch.randn(16, d_model))
         self.attention = nn.ModuleList(nn.MultiheadAttention(d_model, 4, batch_first=True) for _ in range(n_layers))
-        self.experts = nn.ModuleList(reference.SharedMoE(d_model, 2 * d_model, n_experts) for _ in range(n_layers))
+        layers = [reference.SharedMoE(d_model, 2 * d_model, n_experts) for _ in range(n_layers)]
+        self.experts = nn.ModuleList(layers)
         self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(2 * n_layers + 1))
         self.leave = nn.ModuleList([nn.Linear(d_model, 10), nn.Linear(d_model, 5)])
         self.heard: list[Tensor] = []  # the router's logits of each layer, in the last call
-        for layer in self.experts:
+        for layer in layers:
             layer.router.register_forward_hook(lambda module, inputs, logits: self.heard.append(logits))
 
     def forward(self, kinds: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -116,6 +117,7 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
                 rows["untrained"].append(measured(model, generator))
 
             def loss(model: nn.Module, batch: tuple[Labelled, Labelled], way: str = way) -> Tensor:
+                assert isinstance(model, SeesAndHears)
                 (x, digit), (y, vowel) = batch
                 (a, b), entropies = model([x, y])
                 pull = {"none": torch.zeros(()), "all": together(model.heard), "each": entropies}[way]

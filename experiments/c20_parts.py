@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.senses import accuracy, digits, fitted, flops, parameters
+from experiments.senses import accuracy, best, digits, fitted, flops, parameters
 from ichimon.measure import ROOT, Config, Experiment, Results, Verdict, estimate, main, paired
 from ichimon.notebook import load
 
@@ -105,10 +105,11 @@ def makers(reference: Any) -> dict[str, Callable[[int], nn.Module]]:
 def run(config: Config, seeds: Sequence[int]) -> Results:
     kinds = makers(load(ROOT / "solutions/20-beyond-text.py"))
     data = digits()
-    widths = {
-        name: min(range(8, 80, 2), key=lambda d, make=make: abs(parameters(make(d)) - config["parameters"]))
-        for name, make in kinds.items()
-    }
+
+    def width(make: Callable[[int], nn.Module]) -> int:
+        return min(range(8, 80, 2), key=lambda d: abs(parameters(make(d)) - config["parameters"]))
+
+    widths = {name: width(make) for name, make in kinds.items()}
 
     def trained(name: str, n: int, lr: float, seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -126,7 +127,7 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
                 for lr in (rates if len(rates) > 1 else ())
             }
             trials.setdefault(name, {})[str(n)] = tried
-            lr = float(max(tried, key=lambda key, tried=tried: tried[key], default=rates[0]))
+            lr = best(tried, rates[0])
             right.setdefault(name, {})[str(n)] = [accuracy(trained(name, n, lr, seed), data["test"]) for seed in seeds]
     few, many = (str(n) for n in config["digits"])
     lead = [a - b for a, b in zip(right["cnn"][few], right["attention"][few], strict=True)]

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from experiments.senses import accuracy, digits, fitted, flops, parameters
+from experiments.senses import accuracy, best, digits, fitted, flops, parameters
 from ichimon.measure import ROOT, Config, Experiment, Results, Verdict, estimate, main, paired
 from ichimon.notebook import load
 
@@ -60,7 +60,7 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
     right: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {}
     for name in names:
-        lr = float(max(trials[name], key=lambda key, name=name: trials[name][key], default=config["learning_rates"][0]))
+        lr = best(trials[name], config["learning_rates"][0])
         for seed in seeds:
             start = time.process_time()
             made = trained(name, lr, seed)

@@ -8,6 +8,7 @@ noise on top. Nothing is downloaded.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cache
 
 import torch
@@ -76,6 +77,11 @@ def accuracy(model: nn.Module, data: Labelled) -> float:
     """The share of right answers."""
     with torch.no_grad():
         return (model(data[0]).argmax(-1) == data[1]).float().mean().item()
+
+
+def best(tried: Mapping[str, float], otherwise: float) -> float:
+    """The learning rate that was right most often, or `otherwise` where none was tried."""
+    return float(max(tried, key=tried.__getitem__)) if tried else otherwise
 
 
 def parameters(model: nn.Module) -> int:
