@@ -181,8 +181,8 @@ except ImportError as error:
 #
 # - The layers are **pre-norm**, with GELU (the exact one), a hidden width of `4 * d_model`, and **no dropout**.
 #   Everything else about them is PyTorch's default. The other LayerNorm too has PyTorch's default eps.
-# - You may rely on `image_size` being divisible by `patch`. `n_layers` may be 0. How you initialise the parameters is up
-#   to you; positions and class token are learned. (On the page you see what positions that begin at zero cost.)
+# - You may rely on `image_size` being divisible by `patch`. `n_layers` may be 0. How you initialise the parameters is
+#   up to you; positions and class token are learned. (On the page you see what positions that begin at zero cost.)
 # - The trap: `nn.TransformerEncoderLayer` has defaults of 2017. Four of them are not what you need here.
 #
 # Call your `patchify` by its name. When this part is marked, a right one stands in for it.
