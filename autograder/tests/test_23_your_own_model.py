@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autograder.student import Remote, Student, StudentError, Unfinished, assert_close, tensor
 from autograder.testing import normal
@@ -195,8 +196,8 @@ def test_every_parameter_gets_its_gradient(student: Student) -> None:
     grads = student.grads(model)
     for name, weight in weights.items():
         assert grads.get(name) is not None, f"No gradient reaches {name}."
-        assert weight.grad is not None
-        assert_close(grads[name], weight.grad, atol=1e-3, rtol=1e-3, name=f"the gradient of {name}")
+        right = torch.zeros(()) if weight.grad is None else weight.grad
+        assert_close(grads[name], right, atol=1e-3, rtol=1e-3, name=f"the gradient of {name}")
 
 
 @pytest.mark.exercise("Model")
@@ -245,6 +246,9 @@ ODD: dict[str, tuple[str, Callable[..., Tensor]]] = {  # as the stand-ins comput
 def follows(student: Student, name: str, c: Sizes = DENSE) -> None:
     model, weights = loaded(student, c, student.odd_parts(name))
     where, function = ODD[name]
+    needed = {tensor_name for tensor_name in shapes(c) if where != "mlp" or ".mlp." not in tensor_name}
+    needed |= {f"blocks.{i}.mlp.only" for i in range(c["n_layers"])} if where == "mlp" else set()
+    assert needed == set(weights), f"With another {name} in the box, the state dict has other names than it should."
     ids = ids_of(2, 7)
     right = oracle(c, weights, ids, **{where: function})
     assert_close(model(ids), right, atol=1e-3, rtol=1e-3, claim=f"with another {name} in the box", name="the logits")
@@ -294,7 +298,7 @@ def test_another_mask_makes_another_model(student: Student) -> None:
 
 @pytest.mark.exercise("Model", weight=0.5)
 def test_each_part_is_used_in_each_layer_and_no_more(student: Student) -> None:
-    """In one pass attention and the feed-forward part are called once a layer, the norm twice a layer and at the end."""
+    """In one pass attention and mlp are called once a layer, the norm twice a layer and at the end."""
     told: list[str] = []
     for c, kind in ((DENSE, "feed_forward"), (MOE, "experts")):
         model, _ = loaded(student, c, student.telling_parts(told.append))
@@ -438,7 +442,7 @@ def small_weights() -> Weights:
 def small(student: Student) -> Remote:
     model = student.Small(7, 6)
     model.load_state_dict(small_weights())
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def batch(i: int) -> Tensor:
@@ -658,7 +662,7 @@ def nested_weights() -> Weights:
 def nested(student: Student) -> Remote:
     model = student.Nested(7, 6)
     model.load_state_dict(nested_weights())
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def said_by_nested(ids: Tensor) -> Tensor:
@@ -960,7 +964,7 @@ def test_twice_loses_no_more_than_once(student: Student) -> None:
 
 
 class Reader:
-    """A model that counts on, modulo 11, and notes what it reads: on the trusted side, where nobody can count for it."""
+    """A model that counts on, modulo 11, and notes what it reads, on the trusted side."""
 
     def __init__(self) -> None:
         self.read: list[Tensor] = []
@@ -1102,8 +1106,7 @@ def test_no_gradient_is_recorded(student: Student) -> None:
     model = student.Watching()
     assert served(student, PROMPTS[:2], 3, model=model) == [[10, 0, 1], [8, 9, 10]], "The answers are wrong."
     recorded = model.recorded
-    assert isinstance(recorded, list)
-    assert recorded, "The model was never called."
+    assert isinstance(recorded, list) and recorded, "The model was never called."  # noqa: PT018 (one sentence)
     assert not any(recorded), "Gradients are recorded while serve writes."
 
 
@@ -1162,15 +1165,27 @@ def is_shrunk(name: str, shape: Sequence[int]) -> bool:
     return name.startswith("blocks.") and len(shape) > 1 and "router" not in name
 
 
+class Products(TorchDispatchMode):
+    """Counts the FLOPs of every product of matrices; tests/test_capstone.py asks PyTorch's own counter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            self.flops += 2 * out.numel() * args[0].shape[-1]
+        return out
+
+
 @functools.cache
 def counted_flops(kind: str, n: int) -> int:
-    """What a machine counts: the FLOPs of the oracle on a text of n tokens, as PyTorch counts them."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+    """What a machine counts: the FLOPs of the oracle on a text of n tokens."""
     c = DENSE if kind == "dense" else MOE
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with Products() as counter, torch.no_grad():
         oracle(c, drawn(shapes(c)), ids_of(1, n))
-    return int(counter.get_total_flops())
+    return counter.flops
 
 
 @pytest.mark.exercise("bill")
@@ -1220,6 +1235,7 @@ def test_four_bits_are_billed_tensor_by_tensor(student: Student) -> None:
         (odd, "odd sizes"),
         ({**odd, "n_experts": 3, "top_k": 1}, "odd experts"),
         (MOE, "a mixture"),
+        ({**DENSE, "d_model": 13, "n_heads": 1, "n_kv_heads": 1, "d_head": 5, "d_hidden": 5}, "tensors of 65 numbers"),
         (LARGE_MOE, "a large one"),
     ):
         right = sum(
@@ -1244,7 +1260,6 @@ def test_flops_are_what_a_machine_counts(student: Student) -> None:
     """Two for each number of a matrix that a token meets, and attention's products over the context."""
     for n in (1, 7, 12):
         right = counted_flops("dense", n)
-        assert right % n == 0
         entry(student, "flops_per_token", DENSE, right // n, f"over a context of {n}", context=n)
 
 
