@@ -304,7 +304,7 @@ def _set_up(path: Path) -> ModuleType:
 def _cell(sources: dict[str, str], kept: dict[str, str]) -> str:
     """The cell's text: each chapter in a room of its own, and the box."""
     lines = [
-        "# Your own parts, copied from your notebooks by `python -m ichimon gather`. Mend them there, then run it again:",
+        "# Your own parts, copied from your notebooks by `python -m ichimon gather`. Mend them there and gather again:",
         "# what you change here is lost.",
     ]
     for chapter, source in sources.items():
