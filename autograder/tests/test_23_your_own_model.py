@@ -625,6 +625,7 @@ def test_it_learns(student: Student) -> None:
 
     losses = student.train(small(student), counting, 60, student.Parts(), lr=0.1, warmup=5, weight_decay=0.0)
     assert isinstance(losses, list), "train should return a list of losses."
+    assert all(type(loss) is float for loss in losses), "A loss in the list should be a plain float."
     assert len(losses) == 60, f"60 steps give {len(losses)} losses."
     assert losses[0] > 1, f"It begins at a loss of {losses[0]:.2f}, before anything was learnt."
     assert losses[-1] < 0.3, f"It ends at a loss of {losses[-1]:.2f}."
@@ -673,16 +674,28 @@ def said_by_nested(ids: Tensor) -> Tensor:
     return found
 
 
-def adapted(student: Student, steps: int, parts: Any = None, model: Any = None, **how: Any) -> tuple[Remote, list[Any]]:
-    how = {"rank": 2, "alpha": 4.0, **how}
+def adapted(
+    student: Student, steps: int, parts: Any = None, model: Any = None, **how: Any
+) -> tuple[Remote, list[float]]:
+    """The adapted copy and its losses. how: of adapt, but for batches=."""
+    how = {"rank": 2, "alpha": 4.0, "batches": batch, **how}
+    batches = how.pop("batches")
     parts = student.Parts() if parts is None else parts
-    found = student.adapt(nested(student) if model is None else model, batch, steps, parts, **how)
+    found = student.adapt(nested(student) if model is None else model, batches, steps, parts, **how)
     assert isinstance(found, tuple | list), "adapt should return the adapted copy and its losses."
     assert len(found) == 2, f"adapt should return two things, the copy and its losses, not {len(found)}."
     copied, losses = found
     assert isinstance(copied, Remote), "The first thing that adapt returns should be a model."
     assert isinstance(losses, list), "The second thing that adapt returns should be a list of losses."
+    assert all(type(loss) is float for loss in losses), "A loss in the list should be a plain float."
     return copied, losses
+
+
+def state_of(module: Remote) -> Weights:
+    """What a model holds, by name."""
+    state = module.state_dict()
+    assert isinstance(state, dict), "The copy's state_dict() should be a dict: is it an nn.Module?"
+    return {str(name): tensor(value, name=str(name)) for name, value in state.items()}
 
 
 def adapters(*layers: str) -> set[str]:
@@ -698,7 +711,7 @@ def test_every_target_gets_an_adapter_and_nothing_else_does(student: Student) ->
         ({"targets": ("seq_proj", "norm", "tokens")}, ("blocks.0.seq_proj",)),
     ):
         copied, _ = adapted(student, 0, **how)
-        state = copied.state_dict()
+        state = state_of(copied)
         found = {name for name in state if ".lora_" in name}
         assert found == adapters(*layers), f"The adapters are {sorted(found)} with {how or 'the default targets'}."
         for layer in layers:
@@ -726,7 +739,7 @@ def test_before_training_it_says_what_the_model_says(student: Student) -> None:
     ids = ids_of(2, 5, vocabulary=7)
     copied, losses = adapted(student, 0)
     assert losses == [], "Without a step there should be no loss."
-    assert ".lora_" in " ".join(copied.state_dict()), "The copy has no adapter."
+    assert ".lora_" in " ".join(state_of(copied)), "The copy has no adapter."
     assert_close(copied(ids), said_by_nested(ids), name="the logits")
 
 
@@ -737,11 +750,13 @@ def test_only_the_adapters_learn(student: Student) -> None:
     copied, _ = adapted(student, 3, lr=0.05)
     learning = set(student.learning(copied))
     assert learning == adapters(*layers), f"These require a gradient: {sorted(learning)}."
-    for name, value in copied.state_dict().items():
+    for name, value in state_of(copied).items():
         if ".lora_" in name:
             assert tensor(value, name=name).abs().max() > 0, f"{name} is still 0 after 3 steps."
         else:
-            assert_close(value, nested_weights()[name.replace(".linear.", ".")], atol=0, rtol=0, name=name)
+            right = nested_weights().get(name.replace(".linear.", "."))
+            assert right is not None, f"{name} is in the copy, and neither in the model nor in an adapter."
+            assert_close(value, right, atol=0, rtol=0, name=name)
 
 
 @pytest.mark.exercise("adapt", weight=2)
@@ -751,7 +766,7 @@ def test_the_model_that_was_given_stays(student: Student) -> None:
     before = student.learning(model)
     for _ in range(2):
         copied, _ = adapted(student, 2, model=model, lr=0.05)
-        assert any(".lora_" in name for name in copied.state_dict()), "The copy has no adapter."
+        assert any(".lora_" in name for name in state_of(copied)), "The copy has no adapter."
         state = model.state_dict()
         assert set(state) == set(nested_weights()), "The model that was given has other layers now."
         for name, value in nested_weights().items():
@@ -779,11 +794,7 @@ def test_its_losses_are_those_of_the_new_text(student: Student) -> None:
         asked.append(i)
         return batch(1)
 
-    found = student.adapt(nested(student), one, 25, student.Parts(), rank=4, alpha=8.0, lr=0.05)
-    assert isinstance(found, tuple | list), "adapt should return the adapted copy and its losses."
-    assert len(found) == 2, f"adapt should return two things, the copy and its losses, not {len(found)}."
-    losses = found[1]
-    assert isinstance(losses, list), "The second thing that adapt returns should be a list of losses."
+    _, losses = adapted(student, 25, batches=one, rank=4, alpha=8.0, lr=0.05)
     assert asked == list(range(25)), f"It asks for the batches {asked}."
     assert len(losses) == 25, f"25 steps give {len(losses)} losses."
     right = functional.cross_entropy(said_by_nested(batch(1)[:, :-1]).mT, batch(1)[:, 1:]).item()
@@ -850,11 +861,11 @@ def test_what_is_in_the_blocks_is_shrunk(student: Student) -> None:
     """Every matrix of a block, and a tensor of experts as one, goes through four bits: the rest is as it was."""
     model, weights = various(student)
     copied, _ = quantised(student, model)
-    state = copied.state_dict()
+    state = state_of(copied)
     assert set(state) == set(weights), "The copy has other names than the model."
     for name, value in weights.items():
         right = nearest(value, 64) if name in SHRUNK else value
-        assert_close(state[name], right, atol=1e-6 if name in SHRUNK else 0, rtol=0, name=name)
+        assert_close(state.get(name), right, atol=1e-6 if name in SHRUNK else 0, rtol=0, name=name)
 
 
 @pytest.mark.exercise("quantise")
@@ -862,11 +873,11 @@ def test_router_and_adapters_are_left_alone(student: Student) -> None:
     """What decides between experts, and what was learnt last, keeps all its bits: names with router, lora_A, lora_B."""
     model, weights = various(student)
     copied, _ = quantised(student, model)
-    state = copied.state_dict()
-    assert not torch.equal(tensor(state[SHRUNK[0]]), weights[SHRUNK[0]]), "Nothing was shrunk."
+    state = state_of(copied)
+    assert not torch.equal(tensor(state.get(SHRUNK[0])), weights[SHRUNK[0]]), "Nothing was shrunk."
     at = "blocks.0.attention.v_proj"
     for name in ("blocks.0.mlp.router.weight", f"{at}.lora_A", f"{at}.lora_B"):
-        assert_close(state[name], weights[name], atol=0, rtol=0, name=name)
+        assert_close(state.get(name), weights[name], atol=0, rtol=0, name=name)
 
 
 @pytest.mark.exercise("quantise")
@@ -881,10 +892,10 @@ def test_the_quantiser_is_the_part_of_the_box(student: Student) -> None:
         shapes_told = sorted(shape for kind, shape, _ in told if kind == what)
         assert shapes_told == right, f"nf4_{what} is called for tensors of the shapes {shapes_told}."
     assert {block for _, _, block in told} == {16}, f"The blocks are {sorted({block for _, _, block in told})}, not 16."
-    state = copied.state_dict()
+    state = state_of(copied)
     for name in SHRUNK:
         expected = weights[name].abs().mean() * torch.where(weights[name] > 0, 1.0, -1.0)
-        assert_close(state[name], expected, atol=1e-6, rtol=0, claim="with one bit a number", name=name)
+        assert_close(state.get(name), expected, atol=1e-6, rtol=0, claim="with one bit a number", name=name)
 
 
 @pytest.mark.exercise("quantise")
@@ -892,7 +903,7 @@ def test_the_block_is_the_one_that_was_asked_for(student: Student) -> None:
     """A smaller block keeps more of a tensor; without being told, a block has 64 numbers."""
     model, weights = various(student)
     for how, block in (({"block": 8}, 8), ({"block": 32}, 32), ({}, 64)):
-        state = quantised(student, model, **how)[0].state_dict()
+        state = state_of(quantised(student, model, **how)[0])
         for name in SHRUNK[:2]:
             assert_close(
                 state[name], nearest(weights[name], block), atol=1e-6, rtol=0, claim=f"blocks of {block}", name=name
@@ -928,7 +939,7 @@ def test_the_given_model_keeps_all_its_bits(student: Student) -> None:
     """quantise works on a copy: the model that it is given computes as before."""
     model, weights = various(student)
     copied, _ = quantised(student, model)
-    assert not torch.equal(tensor(copied.state_dict()[SHRUNK[0]]), weights[SHRUNK[0]]), "Nothing was shrunk."
+    assert not torch.equal(tensor(state_of(copied).get(SHRUNK[0])), weights[SHRUNK[0]]), "Nothing was shrunk."
     for name, value in model.state_dict().items():
         assert_close(value, weights[name], atol=0, rtol=0, name=name)
 
@@ -939,12 +950,12 @@ def test_the_copy_is_like_the_model(student: Student) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         model, weights = various(student, dtype)
         copied, _ = quantised(student, model)
-        state = copied.state_dict()
+        state = state_of(copied)
         for name, value in weights.items():
             right = nearest(value.float(), 64).to(dtype) if name in SHRUNK else value
             assert_close(state.get(name), right, atol=0.05, rtol=0, claim=f"in {str(dtype)[6:]}", name=name)
         assert student.learning(copied) == student.learning(model), "Other parameters require a gradient in the copy."
-        assert not torch.equal(tensor(state[SHRUNK[0]]), weights[SHRUNK[0]]), "Nothing was shrunk."
+        assert not torch.equal(tensor(state.get(SHRUNK[0])), weights[SHRUNK[0]]), "Nothing was shrunk."
 
 
 @pytest.mark.exercise("quantise", weight=0.5)
@@ -953,10 +964,10 @@ def test_twice_loses_no_more_than_once(student: Student) -> None:
     model, weights = various(student)
     once, size = quantised(student, model)
     twice, again = quantised(student, once)
-    first, second = once.state_dict(), twice.state_dict()
-    assert not torch.equal(tensor(first[SHRUNK[0]]), weights[SHRUNK[0]]), "Nothing was shrunk."
+    first, second = state_of(once), state_of(twice)
+    assert not torch.equal(tensor(first.get(SHRUNK[0])), weights[SHRUNK[0]]), "Nothing was shrunk."
     for name in weights:
-        assert_close(second[name], first[name], atol=1e-6, rtol=0, claim="the second time", name=name)
+        assert_close(second.get(name), tensor(first.get(name)), atol=1e-6, rtol=0, claim="the second time", name=name)
     assert size == again, "The bytes are others the second time."
 
 
@@ -1029,6 +1040,7 @@ def test_each_prompt_has_a_cache_of_its_own(student: Student) -> None:
     """A new parts.cache() for each prompt, and the same one for all tokens of its answer."""
     numbers: list[int] = []
     served(student, PROMPTS, 3, model=student.Walking(numbers.append))
+    assert all(type(number) is int for number in numbers), "The model is given something else than the cache."
     assert len(numbers) == 9, f"3 answers of 3 tokens take {len(numbers)} calls of the model."
     groups = [set(numbers[i : i + 3]) for i in (0, 3, 6)]
     assert all(len(group) == 1 for group in groups), "Within one answer, the model is given different caches."
@@ -1056,6 +1068,7 @@ def test_the_tokens_are_drawn_as_the_prompt_says(student: Student) -> None:
                 draw.manual_seed(seed)
             tensor(logits, shape=(1, 11), name="the logits that sample is given")
             assert heat == temperature, f"sample is given a temperature of {heat:g}."
+            tensor(u, shape=(1,), name="u")
             assert_close(u.float(), torch.rand(1, generator=draw), atol=1e-6, rtol=0, name=f"u at token {i % 4}")
         right = functional.one_hot(torch.tensor([5]), 11) * 3 + 0.01 * torch.arange(11) * 4
         assert_close(told[0][0], right, name="the first logits that sample is given")
