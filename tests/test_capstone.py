@@ -309,3 +309,27 @@ def test_products_are_counted_as_pytorch_counts_them(kind: str, name: str) -> No
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             ORACLE["oracle"](ORACLE[name], weights, ORACLE["ids_of"](1, n))
         assert ORACLE["counted_flops"](kind, n) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+def test_the_model_that_the_page_prints_is_the_one_that_ships(kind: str) -> None:
+    from ichimon.moe import load_trained
+
+    page = (ROOT / "book/23-your-own-model.md").read_text(encoding="utf-8")
+    code = page.split("tags: [the-whole-model]\n---\n")[1].split("```")[0]
+    room: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(compile(code, "the page of chapter 23", "exec"), room)
+    assert said.getvalue().count("Return the") == 2
+    model, bpe = load_trained("dense" if kind == "dense" else "moe")
+    ids = bpe.encode("If the argument is a list, return the number of").ids
+    with torch.no_grad():
+        right = model(torch.tensor([ids])).logits[0]
+    tensors, _ = room["read"](ROOT / f"ichimon/trained/{kind}.safetensors")
+    cache: list[list[Any]] = [[] for _ in range(3)]
+    chunks = [
+        room["model"](torch.tensor(part).numpy(), tensors, cache, *room["CONSTANTS"][kind])
+        for part in (ids[:5], ids[5:])
+    ]
+    found = torch.cat([torch.from_numpy(chunk) for chunk in chunks])
+    assert torch.allclose(found.float(), right, atol=1e-3)
