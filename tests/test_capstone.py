@@ -285,8 +285,9 @@ def test_the_plain_decoder_is_transformers_llama_and_mixtral(kind: str) -> None:
     if kind == "DENSE":
         model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in shape.items() if k != "sliding_window"}))
     else:
-        extra = {"num_local_experts": c["n_experts"], "num_experts_per_tok": c["top_k"]}
-        model = MixtralForCausalLM(MixtralConfig(**shape, **extra, experts_implementation="eager"))
+        extra: dict[str, Any] = {"num_local_experts": c["n_experts"], "num_experts_per_tok": c["top_k"]}
+        extra["experts_implementation"] = "eager"
+        model = MixtralForCausalLM(MixtralConfig(**shape, **extra))
     state = {}
     for name, value in weights.items():
         parts = [names.get(part, part) for part in name.split(".")]
