@@ -134,8 +134,8 @@ EXPERIMENT = Experiment(
     name="c23_journey",
     claim=(
         "Adapting with LoRA gains more than half a nat on code and costs something on prose, but forgets less prose "
-        "than training all numbers for as many steps. Four bits in the blocks cost less than 0.05 nats on prose, and leave "
-        "less than a third of the bytes of float32. Each by 95 % intervals over seeds."
+        "than training all numbers for as many steps. Four bits in the blocks cost less than 0.05 nats on prose, and "
+        "leave less than a third of the bytes of float32. Each by 95 % intervals over seeds."
     ),
     run=run,
     verdict=verdict,

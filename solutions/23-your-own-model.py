@@ -1199,7 +1199,7 @@ assert found["training_flops"] == 300 * found["flops_per_token"], (
 print("The visible checks of bill pass.")
 
 # %% see="bill"
-# The card of your model, as far as a program can write it. Set the watts of your machine: a laptop takes 15 to 60.
+# The card of your model, as far as a program can write it. Set the watts: the power supply says the most that it takes.
 try:
     config = Config(vocabulary=1024, d_model=96, n_layers=3, n_heads=6, n_kv_heads=2, d_head=16, d_hidden=256)
     tokens = journey["steps"] * journey["batch"] * journey["length"]

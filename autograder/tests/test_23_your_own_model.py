@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from autograder.student import Remote, Student, StudentError, Unfinished, assert_close, tensor
 from autograder.testing import normal
@@ -1178,16 +1178,16 @@ def is_shrunk(name: str, shape: Sequence[int]) -> bool:
     return name.startswith("blocks.") and len(shape) > 1 and "router" not in name
 
 
-class Products(TorchDispatchMode):
+class Products(TorchFunctionMode):
     """Counts the FLOPs of every product of matrices; tests/test_capstone.py asks PyTorch's own counter."""
 
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+        if func in (Tensor.matmul, Tensor.__matmul__, torch.matmul):
             self.flops += 2 * out.numel() * args[0].shape[-1]
         return out
 
