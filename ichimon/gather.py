@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 CAPSTONE = "23-your-own-model"
 CELL = "gathered"  # the id of the cell that is written, and by which it is found again
+TITLE = "# Your own parts, copied from your notebooks by `python -m ichimon gather`. Mend them there and gather again:"
 ORIGIN = {  # the name in the box: the chapter, and what is called so there
     "attention": ("02-self-attention", "attention"),
     "rope": ("03-position", "rope"),
@@ -304,7 +305,7 @@ def _set_up(path: Path) -> ModuleType:
 def _cell(sources: dict[str, str], kept: dict[str, str]) -> str:
     """The cell's text: each chapter in a room of its own, and the box."""
     lines = [
-        "# Your own parts, copied from your notebooks by `python -m ichimon gather`. Mend them there and gather again:",
+        TITLE,
         "# what you change here is lost.",
     ]
     for chapter, source in sources.items():
@@ -318,7 +319,7 @@ def _cell(sources: dict[str, str], kept: dict[str, str]) -> str:
 def _write(path: Path, source: str) -> None:
     """Put the cell below the set-up, in the place of the one that was there; without a source, take that away."""
     document = json.loads(path.read_text(encoding="utf-8-sig"))
-    cells = [cell for cell in document["cells"] if cell.get("id") != CELL]
+    cells = [cell for cell in document["cells"] if not _is_gathered(cell)]
     place = next(i for i, cell in enumerate(cells) if _is_set_up(cell)) + 1
     if source:
         new: dict[str, Any] = {"cell_type": "code", "execution_count": None, "id": CELL, "metadata": {}, "outputs": []}
@@ -327,6 +328,11 @@ def _write(path: Path, source: str) -> None:
     draft = path.with_name(f".{path.name}.new")
     draft.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(draft, path)
+
+
+def _is_gathered(cell: dict[str, Any]) -> bool:
+    """Some editors drop ids: then its first line tells."""
+    return cell.get("id") == CELL or "".join(cell.get("source", "")).startswith(TITLE)
 
 
 def _is_set_up(cell: dict[str, Any]) -> bool:

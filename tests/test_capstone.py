@@ -85,6 +85,9 @@ def test_the_references_parts_are_all_gathered_and_nothing_else_changes(folder: 
     once = path.read_bytes()
     gather(path)
     assert path.read_bytes() == once, "A second time should change nothing."
+    path.write_text(path.read_text(encoding="utf-8").replace(f'"id": "{CELL}"', '"id": "another"'), encoding="utf-8")
+    gather(path)
+    assert path.read_bytes() == once, "An editor that drops ids should not double the cell."
 
 
 def test_what_is_missing_is_said_with_what_stands_in(folder: Folder) -> None:
