@@ -43,6 +43,38 @@ def check_command(
     raise typer.Exit(0 if checked.passed else 1)
 
 
+@app.command("gather")
+def gather_command(
+    path: Annotated[
+        Path, typer.Argument(metavar="NOTEBOOK", help="Your notebook of the last chapter, an .ipynb file.")
+    ],
+) -> None:
+    """Copy your own parts, from your notebooks of the earlier chapters, into NOTEBOOK, for your own model.
+
+    They go into one cell below the set-up, which is replaced when you run this again; nothing else is touched. For a
+    part that is missing, PyTorch's own stands in. The exit code is 0, or 2 if NOTEBOOK cannot be read or written.
+    """
+    from ichimon.gather import gather
+
+    _let_the_console_print_anything()
+    try:
+        parts = gather(path)
+    except (NotebookError, OSError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    marks = {"yours": ("✓", "green"), "differs": ("!", "yellow"), "missing": ("·", "yellow")}
+    column = max(len(part.name) for part in parts) + 2
+    wide = max(40, min(100, shutil.get_terminal_size().columns - column - 2))
+    for part in parts:
+        mark, colour = marks[part.state]
+        first, *rest = textwrap.wrap(part.sentence, wide)
+        typer.echo(f"{typer.style(mark, fg=colour)} {part.name:<{column}}{first}")
+        for line in rest:
+            typer.echo(" " * (column + 2) + line)
+    own = sum(part.state != "missing" for part in parts)
+    typer.echo(f"\n{own} of {len(parts)} parts in {path.name} are your own. If it is open in Jupyter, open it again.")
+
+
 def _let_the_console_print_anything() -> None:
     """A Windows console that cannot show ✓ shows ? instead of a traceback."""
     for stream in (sys.stdout, sys.stderr):

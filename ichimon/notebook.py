@@ -176,6 +176,8 @@ def _bytes(path: Path) -> bytes:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise NotebookError(f"{name} cannot be read ({error.strerror}): check the file and its permissions.") from error
+    except NotebookError:
+        raise
     except ValueError as error:  # a path with a zero byte
         raise NotebookError(f"{name} is not the name of a file: check it.") from error
     if len(data) > MAX_BYTES:

@@ -56,6 +56,11 @@ def mine(chapter: str) -> Parts:
     there or in `notebooks`. `ICHIMON_NOTEBOOKS` names another folder. Raises NotYet, with a sentence, where there is
     none, where it does not run, and, on use, where a component is unfinished.
     """
+    return Parts(chapter, find(chapter))
+
+
+def find(chapter: str) -> Path:
+    """Where the notebook of a chapter lies, as `mine` looks for it. Raises NotYet where there is none."""
     given = os.environ.get("ICHIMON_NOTEBOOKS")
     here = Path.cwd()
     places = [Path(given)] if given else [here, *here.parents]
@@ -72,4 +77,4 @@ def mine(chapter: str) -> Parts:
             f"There is no notebook {chapter}.ipynb {where}. Work through chapter {chapter[:2]} first, "
             "or set ICHIMON_NOTEBOOKS to the folder that holds your notebooks."
         )
-    return Parts(chapter, found)
+    return found
