@@ -55,10 +55,10 @@ from torch import Tensor, nn
 
 # The sixteen values of NF4, as bitsandbytes has them (Dettmers et al. 2023, arXiv 2305.14314, appendix E).
 NF4 = torch.tensor(
-    [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334]
-    + [-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224]
-    + [0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
-)
+    [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
+)  # fmt: skip
 
 
 def dynamic_map() -> Float[Tensor, "256"]:
@@ -76,8 +76,8 @@ DYNAMIC = dynamic_map()
 # %% [markdown]
 # ## 1 · `LoRALinear` ●●○
 #
-# What training changes in a weight $W$ is some matrix $\Delta W$ of the same size. LoRA says: let it be a product of two
-# thin matrices, $BA$, where $A$ has only $r$ rows and $B$ only $r$ columns. The number $r$ is the *rank*.
+# What training changes in a weight $W$ is some matrix $\Delta W$ of the same size. LoRA says: let it be a product of
+# two thin matrices, $BA$, where $A$ has only $r$ rows and $B$ only $r$ columns. The number $r$ is the *rank*.
 #
 # $$y = Wx + b + \frac{\alpha}{r}\, B A x$$
 #
@@ -97,9 +97,9 @@ DYNAMIC = dynamic_map()
 # Its state dict therefore holds `lora_A`, `lora_B`, `linear.weight` and, where the layer has a bias, `linear.bias`.
 #
 # - `forward(x)` takes `x` of shape `(..., in_features)` and returns `(..., out_features)`. No dropout.
-# - `merge()` adds $\frac{\alpha}{r}BA$ to `linear.weight` **in place**: it stays the same tensor. From then on `forward`
-#   computes with that weight alone, so that it costs no more than before LoRA, and gives the same result within
-#   rounding.
+# - `merge()` adds $\frac{\alpha}{r}BA$ to `linear.weight` **in place**: it stays the same tensor. From then on
+#   `forward` computes with that weight alone, so that it costs no more than before LoRA, and gives the same result
+#   within rounding.
 # - `unmerge()` takes it off again. `merge()` on a merged layer and `unmerge()` on one that is not change nothing.
 # - `lora_A` and `lora_B` have the dtype of the layer's weight. `alpha` may be any positive number, also a float.
 # - A `rank` below 1 raises a `ValueError` whose sentence names it.
@@ -173,9 +173,15 @@ print("The visible checks of LoRALinear pass.")
 import torch  # noqa: E402
 
 
-def given_linear(in_features, out_features, bias=True, dtype=torch.float32):
-    """The hidden tests' way to have a linear layer beside the student's code."""
-    return torch.nn.Linear(in_features, out_features, bias=bias, dtype=dtype)
+class GivenLinear(torch.nn.Linear):
+    """The layer that hidden tests give; it knows whether its weight is still the tensor that it had."""
+
+    def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
+        super().__init__(in_features, out_features, bias=bias, dtype=dtype)
+        self.first = (self.weight,)
+
+    def same_weight(self):
+        return self.weight is self.first[0]
 
 
 # %% see="LoRALinear"
@@ -357,6 +363,15 @@ class GivenModel(nn.Module):
             for parameter in self.parameters():
                 parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
 
+    def save_adapter(self):
+        """Keep here what the student's own function gives: what crosses to the grader is always a copy."""
+        import __main__
+
+        self.saved = __main__.adapter_state(self)
+
+    def saved_adapter(self):
+        return self.saved
+
     def add_to_adapters(self, amount):
         with torch.no_grad():
             for name, parameter in self.named_parameters():
@@ -399,14 +414,14 @@ except NotImplementedError:
 #
 # | argument | shape | |
 # |---|---|---|
-# | `logits` | `(batch, n, vocabulary)` | float32 or bfloat16; `logits[:, t]` is what the model says about the token at `t + 1` |
+# | `logits` | `(batch, n, vocabulary)` | float32 or bfloat16; `logits[:, t]` is about the token at `t + 1` |
 # | `ids` | `(batch, n)` | int64: prompt, answer, padding; padding is any valid id |
 # | `prompt_lengths` | `(batch,)` | int64, at least 1: how many tokens the prompt has |
 # | `lengths` | `(batch,)` | int64: how many tokens prompt and answer have together, at most `n` |
 # | result | `()` | float32, the mean of the cross-entropy in nats |
 #
-# - The token at position $t$ counts if `prompt_lengths <= t < lengths` in its row. The first token of the answer counts;
-#   it is predicted at the last position of the prompt.
+# - The token at position $t$ counts if `prompt_lengths <= t < lengths` in its row. The first token of the answer
+#   counts; it is predicted at the last position of the prompt.
 # - The mean is over **all counted tokens of the batch**, so a long answer weighs more than a short one.
 # - If nothing counts in the whole batch, the loss is 0 and its gradient is 0, never NaN.
 # - It is computed in float32, also from bfloat16 logits. Gradients flow to the logits.
@@ -444,8 +459,8 @@ assert torch.allclose(loss, torch.tensor(math.log(8))), (
 logits = torch.zeros(2, 5, 8)
 logits[0, 1, 1] = logits[0, 2, 2] = logits[0, 3, 3] = logits[1, 0, 1] = 50  # sure of each answer, and right
 assert sft_loss(logits, ids, prompt_lengths, lengths) < 1e-4, (
-    "A model that is sure of every token of the answers, and right, should have a loss of 0, whatever it says about the "
-    "prompts and the padding."
+    "A model that is sure of every token of the answers, and right, should have a loss of 0, whatever it says about "
+    "the prompts and the padding."
 )
 print("The visible checks of sft_loss pass.")
 
@@ -455,7 +470,7 @@ print("The visible checks of sft_loss pass.")
 try:
     import matplotlib.pyplot as plt
 
-    rows = ["What is 2 plus 2 ? It is 4 .".split(), "Name a bird . A wren .".split(), "Say hi . Hi !".split()]
+    rows = [text.split() for text in ("What is 2 plus 2 ? It is 4 .", "Name a bird . A wren .", "Say hi . Hi !")]
     prompt_lengths, n = torch.tensor([6, 4, 3]), max(map(len, rows))
     lengths = torch.tensor([len(row) for row in rows])
     logits = torch.zeros(3, n, 30, requires_grad=True)
@@ -495,10 +510,10 @@ except NotImplementedError:
 #
 # - `x` is turned to float32 first. The last block may be short; only its own entries decide its `absmax`.
 # - With an odd number of entries the last low half-byte is filled as for the number 0.
-# - The borders between neighbouring values are their means, `(NF4[i] + NF4[i + 1]) / 2` in float32. A quotient that lies
-#   exactly on a border takes the lower value.
-# - A block of zeros becomes the code of 0.0 everywhere, with an `absmax` of 0. Other blocks have an `absmax` of at least
-#   10⁻³⁰.
+# - The borders between neighbouring values are their means, `(NF4[i] + NF4[i + 1]) / 2` in float32. A quotient that
+#   lies exactly on a border takes the lower value.
+# - A block of zeros becomes the code of 0.0 everywhere, with an `absmax` of 0. Other blocks have an `absmax` of at
+#   least 10⁻³⁰.
 # - Nothing that is returned has a gradient, also where `x` is a parameter.
 #
 # `nf4_dequantize(packed, absmax, shape, block=64)` goes back: a float32 tensor of that `shape`, each entry the value of
@@ -591,9 +606,9 @@ except NotImplementedError:
 # Each block of 64 weights keeps one float32, and 32 bits for 64 weights are half a bit for each. QLoRA quantises these
 # numbers, too, to eight bits.
 #
-# They are all positive, so their mean is taken off first. What is left is cut into blocks of 256, each is divided by its
-# largest magnitude, and each quotient is replaced by the number of the nearest value of `DYNAMIC`, the 256 values in the
-# set-up cell.
+# They are all positive, so their mean is taken off first. What is left is cut into blocks of 256, each is divided by
+# its largest magnitude, and each quotient is replaced by the number of the nearest value of `DYNAMIC`, the 256 values
+# in the set-up cell.
 #
 # `double_quantize(absmax, block=256)` returns the triple `(codes, scales, mean)`:
 #
@@ -759,8 +774,8 @@ TABLE += [-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 
 TABLE += [0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
 
 
-def given_linear(in_features, out_features, bias=True, dtype=torch.float32):
-    return torch.nn.Linear(in_features, out_features, bias=bias, dtype=dtype)
+class GivenLinear(torch.nn.Linear):  # noqa: F811
+    pass
 
 
 def nf4_quantize(x, block=64, table=TABLE):
@@ -792,7 +807,7 @@ try:
         adapter = state.pop("lora_A") + state.pop("lora_B")
         bars[name] = {"weight": sum(state.values()), "adapter": adapter, "gradient": adapter, "Adam": 2 * adapter}
     fig, ax = plt.subplots(figsize=(7, 2.4), facecolor="white")
-    for y, (name, parts) in enumerate(bars.items()):
+    for y, parts in enumerate(bars.values()):
         left = 0.0
         for (part, size), color in zip(parts.items(), ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=True):
             ax.barh(y, size / 2**20, left=left, color=color, label=part if y == 0 else None)
@@ -811,9 +826,9 @@ except NotImplementedError:
 # %% [markdown]
 # ## A model that answers
 #
-# The course ships a small language model. It has read Python's documentation and nothing else, so it goes on with a
-# text, and has never seen a question. Below you teach it to answer one kind of question, with your `inject` and your
-# `sft_loss`, then save what it learnt.
+# The course ships a small language model. It has read Python's own library, documentation and code, and nothing else,
+# so it goes on with a text, and has never seen a question. Below you teach it to answer one kind of question, with your
+# `inject` and your `sft_loss`, then save what it learnt.
 #
 # Before you run it: after training, how large is the file with the adapter beside the model's, and what happens to a
 # text that has nothing to do with the questions?
@@ -827,7 +842,8 @@ try:
 
     fast = os.environ.get("ICHIMON_FAST") == "1"
     model, bpe = moe.load_trained("dense")
-    held_out = train.windows(corpus.tokens(corpus.PROSE, "validation"), batch=8, length=64)
+    text = "".join(text.text for text in corpus.texts(corpus.PROSE, "validation"))
+    held_out = train.windows(torch.tensor(bpe.encode(text[:60_000]).ids), batch=8, length=64)
     before = train.evaluate(model, held_out, 2 if fast else 8)
     letters = "abcdefghijklmnopqrstuvwxyz"
 

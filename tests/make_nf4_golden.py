@@ -88,8 +88,9 @@ def main() -> None:
                 "back": stored(back),
             }
         )
+    versions = f"bitsandbytes {bitsandbytes.__version__} and torch {torch.__version__}"
     made = {
-        "made": f"by tests/make_nf4_golden.py with bitsandbytes {bitsandbytes.__version__} and torch {torch.__version__}",
+        "made": f"by tests/make_nf4_golden.py with {versions}",
         "quantize": quantized,
         "double": doubled,
     }
