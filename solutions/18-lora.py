@@ -335,12 +335,12 @@ class GivenModel(nn.Module):
     def __init__(self):
         super().__init__()
         self.out_proj, self.embed = nn.Linear(6, 5), nn.ModuleDict({"proj": nn.Embedding(9, 6)})
-        self.blocks = nn.ModuleList([GivenLayer(), GivenLayer()])
+        self.projector, self.blocks = nn.Linear(6, 6), nn.ModuleList([GivenLayer(), GivenLayer()])
         self.head = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
         self.before = {name: module for name, module in self.named_modules() if isinstance(module, nn.Linear)}
 
     def forward(self, ids):
-        x = self.embed["proj"](ids)
+        x = self.projector(self.embed["proj"](ids))
         for block in self.blocks:
             x = block(x)
         return self.out_proj(self.head(x))
@@ -734,9 +734,9 @@ class QLoRALinear(nn.Module):
             raise ValueError(f"the rank is {rank}, and must be at least 1")
         self.shape, self.scale = linear.weight.shape, alpha / rank
         packed, absmax = nf4_quantize(linear.weight)
-        bias = None if linear.bias is None else linear.bias.detach().float().clone()
-        for name, value in (("packed", packed), ("absmax", absmax), ("bias", bias)):
-            self.register_buffer(name, value)
+        self.register_buffer("packed", packed)
+        self.register_buffer("absmax", absmax)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float().clone())
         self.lora_A = nn.Parameter(torch.randn(rank, self.shape[1]) / math.sqrt(self.shape[1]))
         self.lora_B = nn.Parameter(torch.zeros(self.shape[0], rank))
         ### END SOLUTION

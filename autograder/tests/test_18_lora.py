@@ -437,7 +437,11 @@ def test_targets_that_no_layer_has_are_refused(student: Student) -> None:
     assert "up_down" in told, f"The sentence does not name every target: {told}"
     assert model.trained() == before, "Although nothing was replaced, parameters were frozen."
     assert_close(model(IDS), output, claim="after a refused call")
-    assert student.inject(model, ["w_gate", "q_proj"], 2, 3) == blocks("q_proj"), "One target that fits is enough."
+    try:
+        names = student.inject(model, ["w_gate", "q_proj"], 2, 3)
+    except StudentError as error:
+        raise AssertionError(f"One target that fits is enough, and with another that does not: {error}") from None
+    assert names == blocks("q_proj"), f"With w_gate and q_proj these were replaced: {named(names)}."
 
 
 def adapters(student: Student, model: Remote) -> State:
@@ -872,7 +876,6 @@ def test_the_codes_are_those_of_bitsandbytes(student: Student) -> None:
     """Each code is the number of the value of DYNAMIC nearest to what is left, divided by its block's scale."""
     for name, case in golden("double").items():
         codes, _, _ = doubled(student, case["absmax"])
-        assert not far(case["codes"], case["absmax"], 256)
         wrong = far(codes, case["absmax"], 256)
         assert not wrong, f"{name}: {wrong} of the codes are not those of the nearest value."
         differ = int((codes != case["codes"]).sum())
@@ -996,6 +999,8 @@ def test_only_the_adapter_is_a_parameter(student: Student) -> None:
         layer = student.QLoRALinear(student.GivenLinear(*size[:2], bias=size[4]), *size[2:4])
         state_of(layer, "QLoRALinear")
         assert set(student.grads(layer)) == {"lora_A", "lora_B"}, f"The parameters are {named(student.grads(layer))}."
+        for name in ("absmax", "bias") if size[4] else ("absmax",):
+            assert not tensor(getattr(layer, name), name=name).requires_grad, f"{name} still has a gradient."
         a, b = (tensor(getattr(layer, f"lora_{letter}"), name=f"lora_{letter}") for letter in "AB")
         assert a.requires_grad, "lora_A is not trained."
         assert b.requires_grad, "lora_B is not trained."
