@@ -81,18 +81,19 @@ def base(config: Mapping[str, Any], seed: int) -> nn.Module:
 
 
 def adapt(model: nn.Module, way: str, seed: int = 0) -> None:
-    """Make ready for training: "full", "layers" (those of the blocks, whole), "LoRA r" or "QLoRA r".
+    """Make ready for training.
 
-    The correction counts α / r = 2 times, whatever the rank.
+    way: "full", "layers" (those of the blocks, whole), "LoRA r", "LoRA r + embeddings" or "QLoRA r". The correction counts α / r = 2 times, whatever the rank.
     """
     torch.manual_seed(seed)
     lora = moe.reference("18-lora")
-    kind, _, rank = way.partition(" ")
+    kind, rank = (*way.split(), "0")[:2]
     if kind == "layers":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.split(".")[-2] in TARGETS)
     elif kind == "LoRA":
         lora.inject(model, TARGETS, int(rank), 2 * int(rank))
+        model.get_submodule("tokens").requires_grad_("embeddings" in way)
     elif kind == "QLoRA":
         found = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
         model.requires_grad_(False)
