@@ -83,7 +83,8 @@ def base(config: Mapping[str, Any], seed: int) -> nn.Module:
 def adapt(model: nn.Module, way: str, seed: int = 0) -> None:
     """Make ready for training.
 
-    way: "full", "layers" (those of the blocks, whole), "LoRA r", "LoRA r + embeddings" or "QLoRA r". The correction counts α / r = 2 times, whatever the rank.
+    way: "full", "layers" (those of the blocks, whole), "LoRA r", "LoRA r + embeddings" or "QLoRA r".
+    The correction counts α / r = 2 times, whatever the rank.
     """
     torch.manual_seed(seed)
     lora = moe.reference("18-lora")
