@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,10 @@ from experiments import moe
 from ichimon import corpus, train
 
 TARGETS = ("qkv", "out", "up", "down")  # every linear layer of a block
-HELD_OUT = 20_000  # tokens of the language reference that nobody trains on
+HELD_OUT = 20_000  # tokens of the language reference, and of other modules, that nobody trains on
+BASE = 250_000  # tokens of docstrings; those after them, in the order of paths, are of other modules
+
+Kind = corpus.Kind | Literal["other"]
 
 
 class FeedForward(nn.Module):
@@ -48,11 +51,15 @@ def decoder(config: Mapping[str, Any], seed: int) -> nn.Module:
 
 
 @cache
-def text(kind: corpus.Kind, split: corpus.Split, tokens: int) -> np.ndarray:
-    """The first ids of one kind of text, in the tokeniser of the documentation.
+def text(kind: Kind, split: corpus.Split, tokens: int) -> np.ndarray:
+    """The first ids of one kind of text, in the tokeniser of the documentation. "other": docstrings of other modules.
 
     The test split of the language reference is too small to measure on: the end of its training split stands in.
     """
+    if kind == "other":
+        ids = _ids("docstrings", "train", 10**9)[BASE:]
+        cut = len(ids) - HELD_OUT
+        return {"train": ids[: cut - 10_000], "validation": ids[cut - 10_000 : cut], "test": ids[cut:]}[split][:tokens]
     if kind == "topics" and split != "validation":
         ids = _ids("topics", "train", 10**9)
         return (ids[:-HELD_OUT] if split == "train" else ids[-HELD_OUT:])[:tokens]
@@ -114,7 +121,7 @@ def bytes_held(model: nn.Module) -> int:
     return sum(stored.values()) + 3 * 4 * trained(model)
 
 
-def loss(model: nn.Module, kind: corpus.Kind, split: corpus.Split, config: Mapping[str, Any]) -> float:
+def loss(model: nn.Module, kind: Kind, split: corpus.Split, config: Mapping[str, Any]) -> float:
     """The mean loss on windows of one kind of text that were never trained on, in nats a token."""
     ids = text(kind, split, config["test_tokens"])
     return train.evaluate(

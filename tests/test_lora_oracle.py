@@ -209,7 +209,7 @@ def test_a_four_bit_model_learns(reference: ModuleType) -> None:
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     state = model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in frozen.items())
 

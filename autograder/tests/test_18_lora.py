@@ -323,7 +323,7 @@ def given_model(student: Student, seed: int = 0) -> Remote:
 def injected(student: Student, targets: Any, rank: int = 2, alpha: float = 3) -> tuple[Remote, list[str]]:
     model = given_model(student)
     names = student.inject(model, targets, rank, alpha)
-    assert isinstance(names, list), f"inject should return a list of names, not a {type(names).__name__}."
+    assert isinstance(names, list), f"inject should return a list of names, not {names!r}."
     return model, names
 
 
