@@ -778,6 +778,23 @@ class GivenLinear(torch.nn.Linear):  # noqa: F811
     pass
 
 
+def largest_floats(module):
+    """How many numbers the largest tensor of floats has that hangs on a module, in whatever attribute."""
+    seen, todo, largest = set(), [module], 0
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, torch.Tensor):
+            largest = max(largest, thing.numel() * thing.is_floating_point())
+        elif isinstance(thing, torch.nn.Module):
+            todo += vars(thing).values()
+        elif isinstance(thing, (dict, list, tuple, set)):
+            todo += thing.values() if isinstance(thing, dict) else thing
+    return largest
+
+
 def nf4_quantize(x, block=64, table=TABLE):
     values, flat = torch.tensor(table), x.detach().float().reshape(-1)
     absmax = torch.stack([part.abs().max() for part in flat.split(block)])

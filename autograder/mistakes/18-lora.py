@@ -1715,6 +1715,32 @@ class QLoRALinear(nn.Module):
         return F.linear(x, weight, bias) + self.scale * correction
 
 
+# %% QLoRALinear: turned back at the first call and kept
+# caught by: test_the_buffers_are_what_counts, test_nothing_as_large_as_the_weight_stays_in_memory
+# says: The weight is turned back at the first call and kept in full: from then on it takes more memory than before.
+class QLoRALinear(nn.Module):
+    def __init__(self, linear, rank, alpha):
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"the rank is {rank}, and must be at least 1")
+        self.shape, self.scale = tuple(linear.weight.shape), alpha / rank
+        packed, absmax = nf4_quantize(linear.weight)
+        self.register_buffer("packed", packed)
+        self.register_buffer("absmax", absmax)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float().clone())
+        self.weight = None
+        self.lora_A = nn.Parameter(torch.randn(rank, linear.in_features) * 0.02)
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank))
+
+    def forward(self, x):
+        if self.weight is None:
+            self.weight = nf4_dequantize(self.packed, self.absmax, self.shape)
+        weight = self.weight.to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        correction = F.linear(F.linear(x, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype))
+        return F.linear(x, weight, bias) + self.scale * correction
+
+
 # %% QLoRALinear: the unrounded weight
 # caught by: test_a_new_four_bit_layer_gives_what_its_rounded_weight_gives, test_the_result_is_the_rounded_layers_plus_the_correction
 # says: The layer computes with the given weight, not with what four bits make of it.

@@ -1092,6 +1092,17 @@ def test_the_given_layer_is_left_as_it_was_and_let_go(student: Student) -> None:
         assert_close(layer(x), corrected(x, own, 2.0), atol=1e-3, claim="after the given layer was changed")
 
 
+@pytest.mark.exercise("QLoRALinear")
+def test_nothing_as_large_as_the_weight_stays_in_memory(student: Student) -> None:
+    """No attribute of the layer holds the weight in full, neither at first nor after a call."""
+    for size in (QSIZES[0], (33, 40, 2, 4.0, True)):
+        _, layer, state = four_bit(student, size, seed=8)
+        x = normal(3, size[0], seed=9)
+        assert_close(layer(x), corrected(x, state, 2.0), atol=1e-3)
+        held = student.largest_floats(layer)
+        assert held < size[0] * size[1], f"After a call some attribute of the layer holds {held} floats."
+
+
 @pytest.mark.exercise("QLoRALinear", weight=0.5)
 def test_a_bfloat16_layer_can_be_given(student: Student) -> None:
     """The given layer may be in bfloat16: absmax, bias and the adapter are float32 all the same."""
