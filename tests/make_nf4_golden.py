@@ -36,7 +36,7 @@ def refuse(name: str) -> ctypes.CDLL:
 
 def inputs() -> dict[str, tuple[Tensor, int]]:
     """Name → (input, block)."""
-    from bitsandbytes.functional import get_4bit_type
+    from bitsandbytes.functional import get_4bit_type  # type: ignore[import-not-found]
 
     torch.manual_seed(18)
     values = get_4bit_type("nf4", device="cpu")
@@ -60,7 +60,7 @@ def inputs() -> dict[str, tuple[Tensor, int]]:
 
 def main() -> None:
     ctypes.cdll.LoadLibrary = refuse  # type: ignore[method-assign]
-    import bitsandbytes
+    import bitsandbytes  # type: ignore[import-not-found]
     from bitsandbytes import functional
 
     quantized = []

@@ -66,7 +66,7 @@ def llama(seed: int = 0) -> nn.Module:
 def pefts(model: nn.Module, **config: Any) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(model, LoraConfig(r=3, lora_alpha=5, **config))  # type: ignore[arg-type]
+    return get_peft_model(model, LoraConfig(r=3, lora_alpha=5, **config))
 
 
 def draw_adapters(model: nn.Module, seed: int) -> None:
