@@ -256,7 +256,7 @@ def reserve(dotted: str) -> tuple[Any, str, Any, Any]:
     path, name = dotted.rsplit(".", 1)
     try:
         owner = functools.reduce(getattr, path.split(".")[1:], sys.modules[path.split(".")[0]])
-    except AttributeError:  # a module that nobody has imported yet, such as torch.nn.utils.prune
+    except (AttributeError, KeyError):  # nobody has imported it yet, such as torch.nn.utils.prune or safetensors.torch
         owner = importlib.import_module(path)
 
     def reserved(*args: Any, **kwargs: Any) -> Any:
