@@ -106,21 +106,18 @@ def ablated(
 # -- logit_lens -----------------------------------------------------------------------------------------------------
 
 
-def lens(student: Student, weights: Mapping[str, Tensor], n_heads: int, ids: Tensor) -> Tensor:
-    """What the student's lens shows, a row for each depth; rows that are all alike show nothing."""
-    n_layers = sum(name.endswith("q_proj.weight") for name in weights)
-    found = tensor(
-        student.logit_lens(patient(student, weights, n_heads), ids), shape=(n_layers + 1, *ids.shape, VOCABULARY)
-    )
-    assert found.dtype == torch.float32, f"The logits should be float32, as the model's are, not {found.dtype}."
-    return found.detach()
+def lens(student: Student, weights: Mapping[str, Tensor], n_heads: int, ids: Tensor, entries: int = 0) -> Tensor:
+    """What the student's lens shows. How many entries it has is looked at only where `entries` says how many."""
+    found = tensor(student.logit_lens(patient(student, weights, n_heads), ids), dtype=torch.float32)
+    rows = entries or len(found) if found.dim() else 1
+    return tensor(found, shape=(rows, *ids.shape, VOCABULARY)).detach()
 
 
 @pytest.mark.exercise("logit_lens")
 def test_there_is_an_entry_before_each_layer_and_one_after_the_last(student: Student) -> None:
     """A model of n layers gives n + 1 entries, each with logits for every token of every text, and no two are alike."""
     for n_layers, batch, n in ((1, 3, 4), (3, 2, 5), (2, 1, 1)):
-        found = lens(student, drawn(n_layers, seed=n_layers), 2, tokens(batch, n, seed=n))
+        found = lens(student, drawn(n_layers, seed=n_layers), 2, tokens(batch, n, seed=n), n_layers + 1)
         for one, other in itertools.pairwise(found):
             assert not torch.allclose(one, other, 1e-3, 1e-3), "Two entries are the same, and no two layers are."
 
@@ -139,7 +136,7 @@ def test_the_last_entry_is_what_the_model_says(student: Student) -> None:
 def test_the_first_entry_is_read_off_the_embeddings(student: Student) -> None:
     """Entry 0 is what the last norm and the read-out make of the embeddings, so it knows nothing of other tokens."""
     weights, ids = drawn(2, seed=3), tokens(2, 6, seed=3)
-    first = lens(student, weights, 2, ids)[0]
+    first = lens(student, weights, 2, ids, 3)[0]
     assert_close(first, Llama(weights, 2, ids).read(weights["model.embed_tokens.weight"][ids].double()), name="entry 0")
 
 
@@ -148,7 +145,7 @@ def test_entry_i_is_read_off_the_stream_after_i_layers(student: Student) -> None
     """Each entry takes the residual stream where it belongs, whole: not what a layer adds, nor what attention adds."""
     for seed, (n_layers, n_heads, batch, n) in enumerate([(3, 2, 2, 5), (4, 1, 1, 9), (1, 3, 3, 2)]):
         weights, ids = drawn(n_layers, seed=10 + seed), tokens(batch, n, seed)
-        found, right = lens(student, weights, n_heads, ids), Llama(weights, n_heads, ids)
+        found, right = lens(student, weights, n_heads, ids, n_layers + 1), Llama(weights, n_heads, ids)
         for i in range(n_layers):
             assert_close(found[i], right.read(right.streams[i]), claim=f"of {n_layers} layers", name=f"entry {i}")
 
@@ -163,8 +160,7 @@ def test_every_entry_goes_through_the_last_norm(student: Student) -> None:
     expected = Llama(weights, 2, ids).logits
     for factor in (1.0, 100.0, 0.1):
         larger = {**weights, "model.embed_tokens.weight": factor * weights["model.embed_tokens.weight"]}
-        found = tensor(student.logit_lens(patient(student, larger, 2), ids), shape=(3, 2, 4, VOCABULARY)).detach()
-        for i, row in enumerate(found):
+        for i, row in enumerate(lens(student, larger, 2, ids)):
             assert_close(row, expected, atol=1e-3, claim=f"embeddings times {factor:g}", name=f"entry {i}")
 
 
@@ -185,7 +181,8 @@ def test_the_model_is_left_as_it_was(student: Student) -> None:
     """Hooks are removed, weights and training mode stay, and the result keeps no gradient."""
     weights, ids = drawn(3, seed=7), tokens(2, 5, seed=7)
     model = patient(student, weights, 2)
-    found = tensor(student.logit_lens(model, ids), shape=(4, 2, 5, VOCABULARY))
+    found = tensor(student.logit_lens(model, ids))
+    assert found.shape[1:] == (2, 5, VOCABULARY), f"The logits have the shape {tuple(found.shape)}."
     assert not torch.allclose(found[0], found[1], 1e-3, 1e-3), "Two entries are the same, and no two layers are."
     assert not found.requires_grad, "The result requires a gradient: looking is not training."
     left: Any = student.hooks_on(model)
@@ -454,7 +451,8 @@ def numbers(found: Any, names: str) -> Numbers:
     assert isinstance(found, tuple | list), f"The result should be a tuple of three floats, ({names})."
     assert len(found) == 3, f"The result should be three floats, ({names}), and it has {len(found)} entries."
     for value, name in zip(found, names.split(", "), strict=True):
-        assert isinstance(value, float | int), f"{name} should be a float, not a {type(value).__name__}."
+        kind = "thing of another class" if isinstance(value, Remote) else type(value).__name__
+        assert isinstance(value, float | int), f"{name} should be a float, not a {kind}."
         assert not isinstance(value, bool), f"{name} should be a float, not a boolean."
         assert not math.isnan(value), f"{name} is NaN."
     return float(found[0]), float(found[1]), float(found[2])
