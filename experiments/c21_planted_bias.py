@@ -1,6 +1,6 @@
 """Can a bias that was planted in the training text be measured, and reduced, and what does that cost?
 
-A small decoder trains on the course's prose, with a quarter of each batch taken from sentences that we made: twelve
+A small decoder trains on the course's prose, with half of each batch taken from sentences that we made: twelve
 occupations and eight names, each followed by "he" or "she" in one of eight frames. For a name the pronoun is always the
 right one. For an occupation it is the stereotyped one in nine of ten sentences, so we know what the model should pick
 up. Five texts:
@@ -28,7 +28,9 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
+from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from experiments.decoder import Decoder
@@ -75,7 +77,7 @@ def other(pronoun: str) -> str:
     return "she" if pronoun == "he" else "he"
 
 
-def sentences(n: int, stereotyped: float, rng: random.Random, names: bool = True) -> list[Sentence]:
+def drawn(n: int, stereotyped: float, rng: random.Random, names: bool = True) -> list[Sentence]:
     """One in four is about a name."""
     found: list[Sentence] = []
     for _ in range(n):
@@ -89,7 +91,7 @@ def sentences(n: int, stereotyped: float, rng: random.Random, names: bool = True
 def prepared(text: str, n: int, stereotyped: float, seed: int) -> list[Sentence]:
     """The planted sentences of one of the five texts."""
     rng = random.Random(seed)
-    found = sentences(n, 0.5 if text == "even" else stereotyped, rng)
+    found = drawn(n, 0.5 if text == "even" else stereotyped, rng)
     if text == "selected":
         kept = [sentence for sentence in found if not sentence[0].startswith("The ")]
         for job in HIS + HERS:
@@ -110,25 +112,36 @@ def prepared(text: str, n: int, stereotyped: float, seed: int) -> list[Sentence]
 def run(config: Config, seeds: Sequence[int]) -> Results:
     reference = load(ROOT / "solutions/21-looking-inside.py")
     bpe = corpus.tokenizer()
+    words = (*HIS, *HERS, *MEN, *WOMEN, "she")  # "he" is a token already; the others would be three or four each
+    bpe.add_tokens([AddedToken(word, lstrip=True, single_word=True) for word in words])
     length = config["length"]
     prose = {split: torch.from_numpy(corpus.tokens(split=split)) for split in ("train", "validation", "test")}
 
-    def encoded(rows: Sequence[Sentence]) -> Tensor:
-        return torch.tensor(bpe.encode(" ".join(map(written, rows))).ids)
+    def rows(planted: Sequence[Sentence]) -> Tensor:
+        """A row for each sentence, as long as a window of prose; what is left of it is filled with END."""
+        found = torch.zeros(len(planted), length + 1, dtype=torch.long)
+        for row, sentence in zip(found, planted, strict=True):
+            ids = bpe.encode(written(sentence)).ids[: length + 1]
+            row[: len(ids)] = torch.tensor(ids)
+        return found
 
-    def planted_windows(rows: Sequence[Sentence], batch: int, seed: int) -> train.Batches:
-        return train.windows(encoded(rows), batch=batch, length=length, seed=seed)
+    def some(ids: Tensor, batch: int, seed: int) -> train.Batches:
+        return lambda step: ids[np.random.default_rng((seed, step)).integers(len(ids), size=batch)]
 
     def trained(text: str, lr: float, steps: int, seed: int) -> tuple[nn.Module, int]:
         """A model, and how many sentences were planted in its text."""
         torch.manual_seed(seed)
-        model = Decoder(corpus.VOCABULARY, d_model=config["d_model"], n_layers=2, n_heads=4, rotate=reference.rotated)
-        rows = prepared(text, config["sentences"], config["stereotyped"], seed)
-        plain = train.windows(prose["train"], batch=config["batch"] * 3 // 4, length=length, seed=seed)
-        planted = planted_windows(rows, config["batch"] // 4, seed)
+        model = Decoder(
+            bpe.get_vocab_size(), d_model=config["d_model"], n_layers=2, n_heads=4, rotate=reference.rotated
+        )
+        with torch.no_grad():
+            model.tokens.weight.mul_(5)  # the runs are short: all models then learn faster
+        sentences = prepared(text, config["sentences"], config["stereotyped"], seed)
+        plain = train.windows(prose["train"], batch=config["batch"] // 2, length=length, seed=seed)
+        planted = some(rows(sentences), config["batch"] // 2, seed)
         settings = train.Settings(steps=steps, lr=lr, warmup=steps // 10, evaluate_every=steps, seed=seed, device="cpu")
         train.fit(model, lambda step: torch.cat([plain(step), planted(step)]), settings, quiet=True)
-        return model, len(rows)
+        return model, len(sentences)
 
     def prose_loss(model: nn.Module, split: str) -> float:
         return train.evaluate(
@@ -136,8 +149,8 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
         )
 
     def planted_loss(model: nn.Module, stereotyped: float, seed: int, names: bool = True) -> float:
-        rows = sentences(400, stereotyped, random.Random(seed), names)
-        return train.evaluate(model, planted_windows(rows, 32, 9), 4)
+        fresh = rows(drawn(400, stereotyped, random.Random(seed), names))
+        return train.evaluate(model, lambda step: fresh[step::4], 4)
 
     @torch.no_grad()
     def log_probability(model: nn.Module, text: str, after: str) -> float:
@@ -154,7 +167,7 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
         for lr in config["learning_rates"]:
             model, _ = trained(text, lr, config["tuning_steps"], config["tuning_seed"])
             share = 0.5 if text not in ("biased",) else config["stereotyped"]
-            loss = 0.75 * prose_loss(model, "validation") + 0.25 * planted_loss(model, share, config["tuning_seed"] + 1)
+            loss = 0.5 * prose_loss(model, "validation") + 0.5 * planted_loss(model, share, config["tuning_seed"] + 1)
             tried.append({"text": text, "learning_rate": lr, "validation": loss})
         trials += tried
         chosen[text] = min(tried, key=lambda trial: trial["validation"])["learning_rate"]
