@@ -3,9 +3,8 @@
 A small decoder trains on the course's prose, with half of each batch taken from sentences that we made: twelve
 occupations and eight names, each followed by "he" or "she" in one of eight frames. For a name the pronoun is always the
 right one. For an occupation it is the stereotyped one in nine of ten sentences, so we know what the model should pick
-up. Five texts:
+up. Four texts:
 
-- `even`: the pronoun after an occupation is drawn evenly. No bias was planted.
 - `biased`: nine of ten are stereotyped.
 - `selected`: `biased`, without as many stereotyped sentences of each occupation as makes he and she equally frequent.
 - `swapped`: `biased`, and every sentence once more with he and she exchanged (counterfactual augmentation), names too.
@@ -59,7 +58,7 @@ HELD_OUT = (
     "{} fell asleep before",
     "{} sang and then",
 )
-TEXTS = ("even", "biased", "selected", "swapped", "swapped_jobs")
+TEXTS = ("biased", "selected", "swapped", "swapped_jobs")
 Sentence = tuple[str, str, str]  # who, the pronoun, the frame
 
 
@@ -89,9 +88,9 @@ def drawn(n: int, stereotyped: float, rng: random.Random, names: bool = True) ->
 
 
 def prepared(text: str, n: int, stereotyped: float, seed: int) -> list[Sentence]:
-    """The planted sentences of one of the five texts."""
+    """The planted sentences of one of the four texts."""
     rng = random.Random(seed)
-    found = drawn(n, 0.5 if text == "even" else stereotyped, rng)
+    found = drawn(n, stereotyped, rng)
     if text == "selected":
         kept = [sentence for sentence in found if not sentence[0].startswith("The ")]
         for job in HIS + HERS:
@@ -166,7 +165,7 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
         tried = []
         for lr in config["learning_rates"]:
             model, _ = trained(text, lr, config["tuning_steps"], config["tuning_seed"])
-            share = 0.5 if text not in ("biased",) else config["stereotyped"]
+            share = config["stereotyped"] if text == "biased" else 0.5
             loss = 0.5 * prose_loss(model, "validation") + 0.5 * planted_loss(model, share, config["tuning_seed"] + 1)
             tried.append({"text": text, "learning_rate": lr, "validation": loss})
         trials += tried
@@ -207,3 +206,58 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
         "learning_rate": chosen,
         "trials": trials,
     }
+
+
+def verdict(found: Results) -> Verdict:
+    left, cost = found["left"], found["cost"]
+    planted = found["bias"]["biased"]["mean"] > 1 and found["bias"]["biased"]["low"] > 0
+    reduced = all(row["high"] < 1 / 3 for row in left.values())
+    prose_unharmed = all(abs(row["mean"]) < 0.05 for row in cost["prose_loss"].values())
+    if set(left) != set(TEXTS[1:]):  # a reduced run
+        return "weak" if all(abs(row["mean"]) < 0.5 for row in left.values()) else "null"
+    names = cost["names_right"]
+    names_lost = names["swapped"]["high"] < -0.1 and names["swapped_jobs"]["mean"] > -0.05
+    if planted and reduced and prose_unharmed and names_lost:
+        return "strong"
+    return "weak" if found["bias"]["biased"]["low"] > 0 and all(row["mean"] < 0.5 for row in left.values()) else "null"
+
+
+EXPERIMENT = Experiment(
+    name="c21_planted_bias",
+    claim=(
+        "A model trained on sentences of which nine in ten are stereotyped has a bias of more than 1 nat on frames "
+        "that it has not seen. Selecting sentences, and adding each with its pronoun swapped, both leave less than a "
+        "third of it, and change the loss on prose by less than 0.05 nats. Swapping every sentence costs something "
+        "else: after a name the right pronoun loses at least a tenth of the probability. Swapping only sentences about "
+        "jobs does not."
+    ),
+    run=run,
+    verdict=verdict,
+    config={
+        "d_model": 48,
+        "length": 16,
+        "batch": 48,
+        "steps": 300,
+        "sentences": 2000,
+        "stereotyped": 0.9,
+        "learning_rates": [0.01, 0.02],
+        "tuning_seed": 100,
+        "tuning_steps": 100,
+        "test_batches": 4,
+        "texts": list(TEXTS),
+    },
+    reduced={
+        "d_model": 32,
+        "batch": 32,
+        "steps": 120,
+        "sentences": 400,
+        "learning_rates": [0.02],
+        "tuning_steps": 2,
+        "test_batches": 1,
+        "texts": ["biased", "swapped"],
+    },
+    seeds=(0, 1, 2, 3),
+)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)
