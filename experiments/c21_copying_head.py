@@ -10,9 +10,9 @@ how long the text is before it is repeated changes from batch to batch, so that 
   before, are each taken out: their output is replaced by its mean over random texts without a repetition
   (the chapter's mean_ablate). So is every other head, one at a time.
 
-- Heads of the second layer with a score of at least 0.3 are called copiers; heads of the first layer that give the token
-  just before at least 0.3, lookers. All copiers are taken out together, all lookers together, and the rest of the first
-  layer together. And heads of the second layer are taken out one after another, the best copier first.
+- Heads of the second layer with a score of at least 0.3 are called copiers; heads of the first layer that give at least
+  0.3 to the token just before, lookers. All copiers are taken out together, all lookers together, and the rest of the
+  first layer together. And heads of the second layer are taken out one after another, the best copier first.
 
 Judged by: the loss in the second half of fresh texts, in nats a token, without the heads minus with them; and the same
 in the first half, where there is nothing to copy. The learning rate is the one with the lowest validation loss in a

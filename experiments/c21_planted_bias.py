@@ -25,7 +25,6 @@ import random
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
-from typing import Any
 
 import numpy as np
 import torch
