@@ -179,8 +179,8 @@ def t_quantile(p: float, df: int) -> float:
 # - entry `i` is read off the stream after `i` layers;
 # - so the last entry is `model(ids).logits`.
 # - Every entry goes through `model.model.norm`, then through `model.lm_head`.
-# - The model is left as it was: the same weights, no hook left behind. The result needs no gradient: its
-#   `requires_grad` is `False`.
+# - The model is left as it was: the same weights, the same training mode, no hook left behind. The result needs no
+#   gradient: its `requires_grad` is `False`.
 # - Two traps. A stream that skips the norm is far too small or too large, and differently in each layer. And in
 #   transformers `output_hidden_states=True` gives these very streams, but the last of them *after* the norm: who puts
 #   all of them through the norm applies it twice.
@@ -352,7 +352,8 @@ except ImportError as error:
 #   one vector of `head_dim` numbers a head. It replaces the head's output at every position of `ids`.
 # - A layer or a head that the model does not have raises a `ValueError` that names the pair. Slices would not complain:
 #   they would ablate nothing.
-# - The model is left as it was: the same weights, no hook left behind. The result's `requires_grad` is `False`.
+# - The model is left as it was: the same weights, the same training mode, no hook left behind, also after a
+#   `ValueError`. The result's `requires_grad` is `False`.
 # - The trap: a mean over `ids` themselves still tells the model about `ids`.
 
 
@@ -439,8 +440,8 @@ def second_half_loss(logits: Tensor, ids: Tensor) -> float:
     return F.cross_entropy(logits[:, half:-1].flatten(0, 1), ids[:, half + 1 :].flatten()).item()
 
 
-def looks_after(model: nn.Module, layer: int, ids: Tensor) -> list[float]:
-    """For each head of a layer, how much of the second half's attention goes to what came after the same token."""
+def looks(model: nn.Module, layer: int, ids: Tensor, back: int) -> list[float]:
+    """For each head of a layer, how much of the second half's attention goes `back` places to the left."""
     half, kept = ids.shape[1] // 2, []
     attention = model.model.layers[layer].self_attn
     hook = attention.register_forward_pre_hook(lambda part, args: kept.append(args[0]))
@@ -453,7 +454,7 @@ def looks_after(model: nn.Module, layer: int, ids: Tensor) -> list[float]:
         )
         scores = q @ k.mT / attention.head_dim**0.5
         scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -math.inf)
-        return scores.softmax(-1).diagonal(1 - half, -2, -1)[..., 1:].mean((0, 2)).tolist()
+        return scores.softmax(-1).diagonal(-back, -2, -1)[..., half - back :].mean((0, 2)).tolist()
 
 
 try:
@@ -463,8 +464,10 @@ try:
     mean_ablate(LanguageModel(64), copies(1, 2), [], copies(1, 2))  # says at once if it is still to be written
     torch.manual_seed(0)
     copier = LanguageModel(64)
-    optimizer = torch.optim.AdamW(copier.parameters(), lr=3e-3, weight_decay=0.01)
-    for _ in range(30 if fast else 1000):
+    steps = 30 if fast else 600
+    optimizer = torch.optim.AdamW(copier.parameters(), lr=1e-2, weight_decay=0.01)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.01 * min(step / 60, 1.05 - step / steps, 1)
         ids = copies(32, int(torch.randint(10, 21, ())))
         loss = F.cross_entropy(copier(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad()
@@ -472,21 +475,29 @@ try:
         optimizer.step()
     torch.manual_seed(1)
     ids, reference = copies(64, 16), torch.randint(64, (64, 32))
-    with torch.no_grad():
-        whole = second_half_loss(copier(ids).logits, ids)
-    print(f"loss in the second half: {whole:.2f} nats; who guesses has {math.log(64):.2f}")
-    print("layer, head: attention to what came after the same token; loss without this head")
+
+    def lost(heads):
+        return second_half_loss(mean_ablate(copier, ids, heads, reference), ids)
+
+    print(f"loss in the second half: {lost([]):.2f} nats; who guesses has {math.log(64):.2f}")
+    print("layer, head: attention to what came after the same token, to the token before; loss without this head")
+    copiers, lookers = [], []
     for layer in (0, 1):
-        for head, score in enumerate(looks_after(copier, layer, ids)):
-            lost = second_half_loss(mean_ablate(copier, ids, [(layer, head)], reference), ids)
-            print(f"       {layer}, {head}: {score:5.0%}   {lost:.2f}")
+        shares = zip(looks(copier, layer, ids, 15), looks(copier, layer, ids, 1), strict=True)
+        for head, (after, before) in enumerate(shares):
+            print(f"       {layer}, {head}: {after:5.0%} {before:5.0%}   {lost([(layer, head)]):.2f}")
+            copiers += [(layer, head)] if layer == 1 and after > 0.3 else []
+            lookers += [(layer, head)] if layer == 0 and before > 0.3 else []
+    print(f"without all {len(copiers)} heads of layer 1 that copy: {lost(copiers):.2f}")
+    print(f"without all {len(lookers)} heads of layer 0 that look at the token before: {lost(lookers):.2f}")
 except NotImplementedError:
     print("Finish mean_ablate first, then run this cell again.")
 
 # %% [markdown]
-# The heads of the second layer with a high score should be the ones that hurt. But look at the first layer: no head
-# there looks at what came after, and yet one or two of them cannot be missed. They tell each token who stood before it,
-# and only so can the second layer find it. A map of the last layer would never have shown you that.
+# Two things are worth a second look. A head can be spared and still do the work, if others do the same: take the
+# copiers out one by one and little happens, take them out together and nothing is copied. And the heads of the first
+# layer never look at what came after. They tell each token who stood before it, and only so can the second layer find
+# it. The map of the last layer alone would not have shown you either.
 #
 # ## 4 · `template_bias` ●●○
 #
