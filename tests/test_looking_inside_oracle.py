@@ -1,4 +1,4 @@
-"""What chapter 21 brings along is what it says, a LLaMA and Student's quantiles, and its answers work on others' models."""
+"""What chapter 21 brings along is a LLaMA, and Student's quantiles; its answers work on the model that ships, too."""
 
 from __future__ import annotations
 
