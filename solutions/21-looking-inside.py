@@ -494,10 +494,10 @@ except NotImplementedError:
     print("Finish mean_ablate first, then run this cell again.")
 
 # %% [markdown]
-# Two things are worth a second look. The work is shared: take one copier out and the model still copies, only worse; take
-# all of them out and it guesses. And the heads of the first layer never look at what came after. They tell each token
-# who stood before it, and only so can the second layer find it. The map of the last layer alone would not have shown
-# you either.
+# Two things are worth a second look. The work is shared: take one copier out and the model still copies, only worse;
+# take all of them out and it guesses. And the heads of the first layer never look at what came after. They tell each
+# token who stood before it, and only so can the second layer find it. The map of the last layer alone would not have
+# shown you either.
 #
 # ## 4 · `template_bias` ●●○
 #
