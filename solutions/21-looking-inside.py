@@ -232,7 +232,7 @@ try:
     fig, ax = plt.subplots(figsize=(9, 3.2), facecolor="white")
     ax.imshow(best, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
     for row, column in [(row, column) for row in range(len(best)) for column in range(best.shape[1])]:
-        guess = bpe.decode([int(guesses[row, column])]).replace("\n", "↵").replace("$", r"\$")
+        guess = bpe.decode([int(guesses[row, column])]).replace("\n", "↵").replace("\t", "→").replace("$", r"\$")
         ax.text(column, row, guess, ha="center", va="center", fontsize=8)
     ax.set_xticks(range(ids.shape[1]), [bpe.decode([i]) for i in ids[0].tolist()], rotation=45)
     ax.set_yticks(range(len(best)), ["embeddings", *[f"after layer {i}" for i in range(len(best) - 1)]])
@@ -312,8 +312,8 @@ try:
     ids = bpe.encode("Return True if the object is an instance of a class").ids
     with torch.no_grad():
         weights = torch.stack(shipped(torch.tensor([ids]), output_attentions=True).attentions)
-    fig, axes = plt.subplots(1, 2, figsize=(9, 4.4), facecolor="white")
     panels = {"last layer, mean of its heads": weights[-1, 0].mean(0), "rollout": attention_rollout(weights)[0]}
+    fig, axes = plt.subplots(1, 2, figsize=(9, 4.4), facecolor="white")
     for ax, (title, shown) in zip(axes, panels.items(), strict=True):
         ax.imshow(shown, cmap="cividis", vmin=0, vmax=0.6)
         ax.set_xticks(range(len(ids)), [bpe.decode([i]) for i in ids], rotation=90)
@@ -680,9 +680,9 @@ try:
     with torch.no_grad():
         chances, guesses = shipped(ids[:, :-1]).logits.softmax(-1).max(-1)
     doubt, wrong = 1 - chances, guesses != ids[:, 1:]
+    chosen = {wanted: monitor(doubt[:32].flatten(), wrong[:32].flatten(), wanted) for wanted in (0.7, 0.8, 0.9, 0.95)}
     print(f"{wrong.float().mean():.0%} of the guesses are wrong. Wanted: precision of the alarm; promised → found")
-    for wanted in (0.7, 0.8, 0.9, 0.95):
-        threshold, precision, recall = monitor(doubt[:32].flatten(), wrong[:32].flatten(), wanted)
+    for wanted, (threshold, precision, recall) in chosen.items():
         flagged, truth = doubt[32:] >= threshold, wrong[32:]
         found = [(flagged & truth).sum().item() / max(1, part.sum().item()) for part in (flagged, truth)]
         print(f"{wanted:4.0%}: precision {precision:.0%} → {found[0]:.0%}, recall {recall:.0%} → {found[1]:.0%}")
