@@ -3,7 +3,7 @@
 "use strict";
 {
   const STYLE = `
-    .game { max-width: 38rem; padding: .8rem 1rem 1rem; border: 1px solid var(--pst-color-border); border-radius: .5rem;
+    .bd-article .game { max-width: 38rem; padding: .8rem 1rem 1rem !important; color-scheme: light; border: 1px solid var(--pst-color-border); border-radius: .5rem;
       background: #FBF8F3; color: #26221E; }
     .game p { margin: .5rem 0; color: inherit; }
     .game fieldset { border: 0; padding: 0; margin: .6rem 0; }
