@@ -32,9 +32,7 @@ def test_the_patient_is_a_llama(reference: Any) -> None:
         tie_word_embeddings=False,
     )
     theirs, ours = LlamaForCausalLM(config).eval(), reference.LanguageModel(13, 12, 2, 3, 10)
-    weights = {name: value for name, value in randomise(theirs, seed=1).items() if "inv_freq" not in name}
-    theirs.load_state_dict(weights, strict=False)
-    ours.load_state_dict(weights)
+    theirs.load_state_dict(randomise(ours, seed=1))
     ids = torch.randint(13, (2, 7), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-4, rtol=1e-4)
 
