@@ -94,7 +94,7 @@ def costs(
 ) -> tuple[tuple[float, float], Tensor]:
     """The losses of both halves, and what each head's removal adds to them: [n_layers, n_heads, 2]."""
     with torch.no_grad():
-        whole = halves(model(ids).logits, ids)  # type: ignore[operator]
+        whole = halves(model(ids).logits, ids)
     found = torch.zeros(*shape, 2)
     for layer in range(shape[0]):
         for head in range(shape[1]):
@@ -204,9 +204,10 @@ def shipped(reference: Any, config: Config, seeds: Sequence[int]) -> Results:
         at, worst = int(copying.argmax()), int(cost[..., 1].argmax())
         flat = cost[..., 1].flatten()
         best.append([at // copying.shape[1], at % copying.shape[1]])
-        values = (*losses, copying.flatten()[at], flat[at], (flat.sum() - flat[at]) / (len(flat) - 1))
-        for name, value in zip(found, (*values, flat[worst], copying.flatten()[worst]), strict=True):
-            found[name].append(float(value))
+        others = (flat.sum() - flat[at]) / (len(flat) - 1)
+        told = torch.stack([copying.flatten()[at], flat[at], others, flat[worst], copying.flatten()[worst]])
+        for name, value in zip(found, (*losses, *told.tolist()), strict=True):
+            found[name].append(value)
     return {**{name: estimate(values) for name, values in found.items()}, "best": best}
 
 

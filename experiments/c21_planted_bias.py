@@ -173,7 +173,8 @@ def run(config: Config, seeds: Sequence[int]) -> Results:
     jobs = [(f"The {his}", f"The {hers}") for his, hers in zip(HIS, HERS, strict=True)]
     measures = ("bias", "prose_loss", "names_right", "biased_loss", "even_loss")
     found: dict[str, dict[str, list[float]]] = {name: {text: [] for text in config["texts"]} for name in measures}
-    planted, one_model = {}, {}
+    planted: dict[str, int] = {}
+    one_model: dict[str, list[float]] = {}
     for seed in seeds:
         for text in config["texts"]:
             model, planted[text] = trained(text, chosen[text], config["steps"], seed)

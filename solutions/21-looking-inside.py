@@ -692,8 +692,8 @@ except ImportError as error:
     print(f"The shipped model needs the course's package ichimon: {error}.")
 
 # %% [markdown]
-# A threshold is chosen on the past, and the numbers printed for the first half are the best of many that were tried:
-# expect a little less of the other half. And if the text changes, so does the promise.
+# A threshold is chosen on the past. The numbers for the first half are the best of many that were tried, so on average
+# the other half keeps a little less. And if the text changes, so does the promise.
 #
 # ## In your own words (2 points)
 #
