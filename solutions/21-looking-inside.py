@@ -29,9 +29,9 @@
 # |---|---|---|---|
 # | `logit_lens` | ●●○ | 20 | 4 |
 # | `attention_rollout` | ●○○ | 15 | 4 |
-# | `mean_ablate` | ●●● | 35 | 7 |
-# | `template_bias` | ●●○ | 25 | 5 |
-# | `monitor` | ●●○ | 20 | 3 |
+# | `mean_ablate` | ●●● | 30 | 7 |
+# | `template_bias` | ●●○ | 20 | 5 |
+# | `monitor` | ●●○ | 15 | 3 |
 # | `explain`, in words | | 15 | 2 |
 #
 # ## The patient
@@ -247,7 +247,7 @@ except ImportError as error:
 # %% [markdown]
 # The first row knows nothing but the token itself. Does it guess the same token again, or the one that follows most
 # often? The lens assumes that an early layer writes in the same code that the last norm and the read-out expect.
-# Nothing in training asks for that, and in some models it fails badly (Belrose et al. 2023, arXiv 2303.08112).
+# Nothing in training asks for that, and the lens is often brittle (Belrose et al. 2023, arXiv 2303.08112).
 #
 # ## 2 · `attention_rollout` ●○○
 #

@@ -36,7 +36,7 @@
     element.style.background = `rgb(${mix(share)})`;
     element.style.color = share > 0.45 ? "#FBF8F3" : "#26221E";
   };
-  const seen = (token) => token.replace(/^ /, "").replaceAll("\n", "↵").replace(/^ +$/, "␣") || "␣";
+  const seen = (token) => token.replaceAll("\n", "↵").trim() || "␣";
   const top = (values) => values.indexOf(Math.max(...values));
   const number = (value) => value.toFixed(2);
 
