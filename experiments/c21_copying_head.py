@@ -252,7 +252,7 @@ EXPERIMENT = Experiment(
         "half": 6,
         "halves": [4, 8],
         "batch": 16,
-        "steps": 400,
+        "steps": 320,
         "n_test": 16,
         "threshold": 0.2,
         "learning_rates": [0.01],
