@@ -47,6 +47,7 @@ app = typer.Typer(
     autograder why STUDENT EXERCISE     the whole story of one mark, for an appeal
     autograder feedback                 a page for each student and a report of the class
     autograder verify                   for authors: do the hidden tests deserve trust?
+    autograder release FOLDER           what students get, proved to hold no answer
     autograder doctor                   can this machine lock submissions in?
 
     Exit codes: 0 all is graded · 1 some file could not be graded, or a check failed · 2 the command or its input is
@@ -280,6 +281,31 @@ def verify(
     from autograder.authoring import verify as gates
 
     raise typer.Exit(gates.main([chapter] if chapter else None, afresh=every))
+
+
+@app.command()
+def release(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A new folder, an earlier bundle, or its repository.")
+    ],
+) -> None:
+    """Write what students get into FOLDER: notebooks, built book, the ichimon package.
+
+    Every file is searched for the answers first, and the history of FOLDER if it is a git repository. If there is one,
+    nothing is written. In a repository the bundle is committed; pushing it is left to you.
+
+    Exit codes: 0 it is written · 1 answers were found · 2 FOLDER cannot be used, or the book is not built.
+    """
+    from autograder.authoring.release import AnswersFound, ReleaseError
+    from autograder.authoring.release import release as write
+
+    try:
+        files = write(folder)
+    except AnswersFound as error:
+        _refuse(str(error), 1)
+    except ReleaseError as error:
+        _refuse(str(error))
+    out.print(f"{len(files)} files in {folder}: no answer is in them.")
 
 
 @app.command()
