@@ -18,8 +18,9 @@ import re
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +43,7 @@ MIN_MISTAKES, MIN_CAUGHT = 3, 0.95
 MUTANTS = 64
 MUTANT_CPU_SECONDS = 2.0  # less than a student has: many mutants may loop
 CASES_WORTH_A_PROCESS = 25  # a grader takes some seconds to start
+WORKERS = min(4, os.cpu_count() or 1)
 
 
 class HiddenTest(msgspec.Struct, frozen=True):
@@ -126,16 +128,28 @@ def main(names: Sequence[str] | None = None, *, afresh: bool = False) -> int:
         for problem in strays():
             console.print(f"[red]✗[/red] {escape(problem)}", soft_wrap=True)
             passed = False
-    for name in assignments.names() if names is None else names:
+    chapters = assignments.names() if names is None else list(names)
+    most = MUTANTS if names is None and not afresh else 0
+    for name, found in zip(chapters, _verdicts(chapters, afresh, most), strict=True):
         with console.status(f"judging the answers to {name}"):
-            found = verify(name, afresh=afresh, most=MUTANTS if names is None and not afresh else 0)
-        _print(found, console)
-        passed = passed and not found.problems
+            verdict = found()
+        _print(verdict, console)
+        passed = passed and not verdict.problems
     return 0 if passed else 1
 
 
+def _verdicts(names: Sequence[str], afresh: bool, most: int) -> Iterator[Callable[[], Verdict]]:
+    """What waits for each chapter's verdict. Several chapters are judged at the same time, each by one process."""
+    if len(names) < 2 or WORKERS < 2:
+        yield from (partial(verify, name, afresh=afresh, most=most) for name in names)
+        return
+    _one_thread_each()
+    with ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool:
+        yield from [pool.submit(verify, name, afresh=afresh, workers=1, most=most).result for name in names]
+
+
 def verify(name: str, *, afresh: bool = False, workers: int = 0, most: int = 0) -> Verdict:
-    """Judge one chapter by all gates, in `workers` processes (by default one a core, at most 4).
+    """Judge one chapter by all gates, in `workers` processes (by default WORKERS) or, with 1, in this one.
 
     most: judge only so many mutants of an exercise, always the same ones, and most mistakes by the tests of their own
     exercise alone; 0 means everything.
@@ -152,7 +166,7 @@ def verify(name: str, *, afresh: bool = False, workers: int = 0, most: int = 0) 
     if problems:
         return Verdict(name, (), tuple(problems))
     every = list(cases(chapter, most))
-    reports = _reports(chapter, every, afresh, workers or min(4, os.cpu_count() or 1))
+    reports = _reports(chapter, every, afresh, workers or WORKERS)
     return judge(chapter, list(zip(every, reports, strict=True)))
 
 
@@ -336,13 +350,22 @@ def _reports(chapter: Chapter, every: Sequence[Case], afresh: bool, workers: int
     count = max(1, min(workers, len(pending) // CASES_WORTH_A_PROCESS))
     shares = _shares(pending, count)
     if pending:
-        os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-        with ProcessPoolExecutor(count, get_context("spawn")) as pool:
-            judged = pool.map(_grade, [name] * count, [[case for _, case in share] for share in shares])
-            for share, reports in zip(shares, judged, strict=True):
-                known |= {key: report for (key, _), report in zip(share, reports, strict=True)}
+        _one_thread_each()
+        work = [name] * count, [[case for _, case in share] for share in shares]
+        if workers == 1:
+            judged = list(map(_grade, *work))
+        else:
+            with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+                judged = list(pool.map(_grade, *work))
+        for share, reports in zip(shares, judged, strict=True):
+            known |= {key: report for (key, _), report in zip(share, reports, strict=True)}
         _write(path, {key: known[key] for key in keys})
     return [known[key] for key in keys]
+
+
+def _one_thread_each() -> None:
+    """Said before torch is imported, or forked workers could hang."""
+    os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 
 
 def _shares(pending: Mapping[str, Case], count: int) -> list[list[tuple[str, Case]]]:
