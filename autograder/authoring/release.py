@@ -3,9 +3,9 @@
 The bundle is what students get: the released notebooks, the built book, the `ichimon` package and what installs it.
 `leaks` then looks for the answers in every file of it, as somebody would who has the whole bundle and some patience:
 
-- `RUN` consecutive tokens (names, numbers, signs; however they are laid out or coloured) of a solution or of an expected
-  answer to a question, and `LONG_RUN` of a hidden test, a mistake, a stand-in, an alternative or a sample submission,
-  unless a prompt, a starter or a visible check has them too, or `coincidences.toml` says that they mean nothing;
+- `RUN` consecutive tokens (names, numbers, signs; however they are laid out and coloured) of a solution or of the
+  expected answer to a question, and `LONG_RUN` of a hidden test, a mistake, a stand-in, an alternative or a sample submission,
+  unless a prompt, a starter or a visible check has them too, or `coincidences.toml` says they mean nothing;
 - the name of a hidden test anywhere in a file's bytes;
 - metadata of a notebook's cell that nbgrader or the course did not put there, and outputs.
 
@@ -14,7 +14,6 @@ Where the bundle is a git repository, every object in it is searched in the same
 
 from __future__ import annotations
 
-import functools
 import html
 import importlib.metadata
 import io
@@ -42,26 +41,8 @@ LONG_RUN = 12  # of which there is much more: hidden tests, mistakes, alternativ
 TOKEN = re.compile(r"[^\W\d]\w*|\d+(?:\.\d+)?|[^\w\s]")
 
 STUDENTS_PACKAGES = (
-    "torch",
-    "numpy",
-    "einops",
-    "jaxtyping",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "tqdm",
-    "pooch",
-)
-STUDENTS_PACKAGES += (
-    "matplotlib",
-    "scipy",
-    "scikit-learn",
-    "peft",
-    "jupytext",
-    "jupyterlab",
-    "typer",
-    "rich",
-    "msgspec",
+    *("torch", "numpy", "einops", "jaxtyping", "transformers", "tokenizers", "accelerate", "peft", "tqdm", "pooch"),
+    *("matplotlib", "scipy", "scikit-learn", "jupytext", "jupyterlab", "typer", "rich", "msgspec"),
 )
 
 
@@ -174,7 +155,7 @@ def tokens(text: str) -> list[str]:
 
 def leaks(folder: Path, search: Search) -> list[Leak]:
     """What of the answers is in a bundle and in its notebooks' metadata."""
-    found = []
+    found: list[Leak] = []
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts):
         where, data = str(file.relative_to(folder)), file.read_bytes()
         found += search.file(where, data)
@@ -242,18 +223,19 @@ def _objects(folder: Path) -> Iterator[tuple[str, str, bytes]]:
     """Every object of the repository in `folder`, whatever branch or stash it belongs to."""
     if not (folder / ".git").exists():
         return
-    git = functools.partial(subprocess.run, cwd=folder, capture_output=True, check=True)
-    listed = git(["git", "cat-file", "--batch-all-objects", "--batch-check=%(objectname) %(objecttype)"]).stdout
+
+    def git(*words: str) -> bytes:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, check=True).stdout
+
     paths = dict(
-        line.split(" ", 1)
-        for line in git(["git", "rev-list", "--all", "--objects"]).stdout.decode().split("\n")
-        if " " in line
+        line.split(" ", 1) for line in git("rev-list", "--all", "--objects").decode().splitlines() if " " in line
     )
+    listed = git("cat-file", "--batch-all-objects", "--batch-check=%(objectname) %(objecttype)")
     for line in listed.decode().splitlines():
         sha, kind = line.split()
         if kind != "tree":
             path = paths.get(sha, "")
-            yield f"git object {sha[:12]} ({path or kind})", path, git(["git", "cat-file", kind, sha]).stdout
+            yield f"git object {sha[:12]} ({path or kind})", path, git("cat-file", kind, sha)
 
 
 # -- making the bundle ----------------------------------------------------------------------------------------------
