@@ -204,8 +204,8 @@ def test_a_claim_that_all_or_none_pass_tells_nobody_apart() -> None:
 def test_the_tables_are_for_a_spreadsheet_that_calculates_nothing() -> None:
     found = tables([*CLASS, report("=1+1", GOOD)])
     marks = list(csv.reader(found["marks.csv"].splitlines()))
-    assert marks[:3] == [["student", "causal_mask", "total"], ["points possible", "3.0", "3.0"], ["ada", "3.0", "3.0"]]
-    assert ["'=1+1", "3.0", "3.0"] in marks
+    assert marks[:2] == [["student", "causal_mask", "total"], ["points possible", "3.0", "3.0"]]
+    assert marks[2:4] == [["'=1+1", "3.0", "3.0"], ["ada", "3.0", "3.0"]]
     claims = list(csv.DictReader(found["claims.csv"].splitlines()))
     assert {row["outcome"] for row in claims if row["student"] == "bob"} == {"passed", "failed"}
 
