@@ -4,8 +4,8 @@ The bundle is what students get: the released notebooks, the built book, the `ic
 `leaks` then looks for the answers in every file of it, as somebody would who has the whole bundle and some patience:
 
 - `RUN` consecutive tokens (names, numbers, signs; however they are laid out and coloured) of a solution or of the
-  expected answer to a question, `LONG_RUN` of a hidden test, a mistake, a stand-in, an alternative or a sample submission,
-  unless a prompt, a starter or a visible check has them too, or `coincidences.toml` says they mean nothing;
+  expected answer to a question, `LONG_RUN` of a hidden test, a mistake, a stand-in, an alternative or a sample
+  submission, unless a prompt, a starter or a visible check has them too, or `coincidences.toml` says they mean nothing;
 - the name of a hidden test anywhere in a file's bytes;
 - metadata of a notebook's cell that nbgrader or the course did not put there, and outputs.
 
