@@ -19,21 +19,6 @@ TESTS = COURSE / "autograder" / "tests"
 # Where submissions come from, and what becomes of marks: a change there regrades nothing.
 DECIDES_NO_MARK = {"alike", "archives", "cli", "cluster", "collect", "exports", "feedback", "gradebook"}
 DECIDES_NO_MARK |= {"names", "results", "roster", "story"}
-    [
-        "alike",
-        "archives",
-        "cli",
-        "cluster",
-        "collect",
-        "exports",
-        "feedback",
-        "gradebook",
-        "names",
-        "results",
-        "roster",
-        "story",
-    ]
-)
 
 
 class UnknownAssignment(LookupError):
