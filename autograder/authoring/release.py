@@ -33,6 +33,7 @@ from packaging.utils import canonicalize_name
 
 from autograder import variants
 from autograder.authoring.build import STUB
+from autograder.course import Course
 from ichimon import notebook
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -293,10 +294,10 @@ def _stage(stage: Path, root: Path) -> None:
     """Everything that students get, in an empty folder."""
     shutil.copytree(root / "_build/html", stage / "book", ignore=shutil.ignore_patterns(".*", "objects.inv"))
     shutil.copytree(root / "ichimon", stage / "ichimon", ignore=shutil.ignore_patterns("__pycache__"))
-    for released in sorted((root / "notebooks").glob("*/*.ipynb")):
-        target = stage / released.relative_to(root)
+    for source in Course(root).sources:
+        target = stage / "notebooks" / source.stem / f"{source.stem}.ipynb"
         target.parent.mkdir(parents=True)
-        shutil.copyfile(released, target)
+        shutil.copyfile(root / target.relative_to(stage), target)
     for licence in ("LICENSE", "LICENSE-text"):
         shutil.copyfile(root / licence, stage / licence)
     shutil.copyfile(root / "autograder/authoring/student_README.md", stage / "README.md")
