@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 PORT ?= 8000
+TO ?= _build/students
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 CLASS := $(or $(wildcard submitted),examples/class)
@@ -40,6 +41,10 @@ course: book jail ## Notebooks, book, and the class graded: submitted/, or the s
 serve: book ## The book on http://localhost:8000 (another port: make serve PORT=9000)
 	@echo "The book is at http://localhost:$(PORT). Ctrl-C ends it."
 	@python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+.PHONY: release
+release: book ## What students get, proved to hold no answer: make release TO=../ichimon-students
+	@autograder release $(TO)
 
 .PHONY: doctor
 doctor: $(ENVIRONMENT) jail ## Whether this machine can lock submissions in, layer by layer

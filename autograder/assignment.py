@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import ichimon.notebook
+from autograder.course import Course
 from ichimon.notebook import Cell
 
 COURSE = Path(__file__).resolve().parents[1]
 SOLUTIONS = COURSE / "solutions"
 TESTS = COURSE / "autograder" / "tests"
 # Where submissions come from, and what becomes of marks: a change there regrades nothing.
-DECIDES_NO_MARK = {"archives", "cli", "cluster", "feedback", "gradebook", "names", "results", "story"}
+DECIDES_NO_MARK = {"alike", "archives", "cli", "cluster", "collect", "exports", "feedback", "gradebook"}
+DECIDES_NO_MARK |= {"names", "results", "roster", "story"}
 
 
 class UnknownAssignment(LookupError):
@@ -94,8 +95,8 @@ def environment_sha() -> str:
 
 
 def names() -> list[str]:
-    """All assignments that can be graded: a source and hidden tests exist."""
-    found = sorted(path.stem for path in SOLUTIONS.glob("*.py"))
+    """All assignments that can be graded: a source and hidden tests exist, and course.toml leaves them in."""
+    found = [path.stem for path in Course(SOLUTIONS.parent).sources]
     return [name for name in found if (TESTS / f"test_{name.replace('-', '_')}.py").exists()]
 
 
@@ -104,7 +105,7 @@ def load(name: str) -> Assignment:
     """The assignment of that name. Raises UnknownAssignment with a sentence."""
     if name not in names():
         raise UnknownAssignment(f"There is no assignment {name!r}. There is: {', '.join(names()) or 'none yet'}.")
-    cells = tuple(ichimon.notebook.cells(SOLUTIONS / f"{name}.py"))
+    cells = tuple(Course(SOLUTIONS.parent).cells(SOLUTIONS / f"{name}.py"))
     points = {cell.exercise: cell.points for cell in cells if cell.role == "check"}
     stand_ins = {cell.exercise: cell.source for cell in cells if cell.role == "stand-in"}
     return Assignment(name, cells, points, stand_ins)

@@ -43,10 +43,12 @@ app = typer.Typer(
 
     \b
     autograder grade submitted          a class in nbgrader's layout, a folder of notebooks, or one file
+    autograder collect ZIP --roster CSV  what Canvas or Moodle gives, into that layout
     autograder show                     the marks so far;  autograder show STUDENT  every claim of one student
     autograder why STUDENT EXERCISE     the whole story of one mark, for an appeal
     autograder feedback                 a page for each student and a report of the class
     autograder verify                   for authors: do the hidden tests deserve trust?
+    autograder release FOLDER           what students get, proved to hold no answer
     autograder doctor                   can this machine lock submissions in?
 
     Exit codes: 0 all is graded · 1 some file could not be graded, or a check failed · 2 the command or its input is
@@ -258,6 +260,51 @@ def why(
 
 
 @app.command()
+def collect(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="What Canvas or Moodle gives, a zip or tar, or a folder.")
+    ],
+    roster: Annotated[
+        Path,
+        typer.Option(
+            help="Who is who: Canvas's gradebook, Moodle's grading worksheet, or a CSV with a column `student`."
+        ),
+    ],
+    column: Annotated[str, typer.Option(help="The roster's column with the names that students have here.")] = "",
+    into: Annotated[Path, typer.Option(help="The folder in nbgrader's layout.")] = Path("submitted"),
+    table: Annotated[
+        Path, typer.Option(help="Where you are asked whose a file is, and answer: fill in its column `student`.")
+    ] = Path("who-is-it.csv"),
+) -> None:
+    """Put what was handed in into submitted/<student>/<assignment>/, whatever the platform calls it.
+
+    Nobody is guessed. What the roster does not know, or knows twice, goes into a table: fill it in (- for a file that
+    is to be left alone), and run the same command again. A notebook that is replaced is kept in _build/replaced.
+
+    Exit codes: 0 all is collected · 1 somebody has to be asked, or some file could not be read · 2 the command or its
+    input is wrong.
+    """
+    from autograder import collect as collection
+    from autograder import roster as rosters
+
+    known = rosters.read(roster, column)
+    decided = collection.decisions(table, known) if table.exists() else {}
+    done = collection.collect(paths, known, into, decided)
+    for trouble in done.troubles:
+        err.print(escape(trouble))
+    counts = {"new": done.new, "in the place of an earlier one": done.replaced, "as before": done.as_before}
+    told = ", ".join(f"{len(works)} {what}" for what, works in counts.items() if works) or "nothing new"
+    out.print(f"{into}: {told}." + (f" Canvas marks {len(done.late)} as late." if done.late else ""))
+    if done.asked:
+        collection.ask(done.asked, decided, table)
+        for why in sorted(done.asked.values()):
+            err.print(escape(f"{why}."))
+        _refuse(f"Whose they are is for you to say: fill in {table}, and run the same command again.", 1)
+    if done.troubles:
+        raise typer.Exit(1)
+
+
+@app.command()
 def feedback(
     results: ResultsFile = None,
     output: Annotated[Path, typer.Option(help="The folder for the pages.")] = Path("_build/feedback"),
@@ -280,6 +327,31 @@ def verify(
     from autograder.authoring import verify as gates
 
     raise typer.Exit(gates.main([chapter] if chapter else None, afresh=every))
+
+
+@app.command()
+def release(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A new folder, an earlier bundle, or its repository.")
+    ],
+) -> None:
+    """Write what students get into FOLDER: notebooks, built book, the ichimon package.
+
+    Every file is searched for the answers first, and the history of FOLDER if it is a git repository. If there is one,
+    nothing is written. In a repository the bundle is committed; pushing it is left to you.
+
+    Exit codes: 0 it is written · 1 answers were found · 2 FOLDER cannot be used, or the book is not built.
+    """
+    from autograder.authoring.release import AnswersFound, ReleaseError
+    from autograder.authoring.release import release as write
+
+    try:
+        files = write(folder)
+    except AnswersFound as error:
+        _refuse(str(error), 1)
+    except ReleaseError as error:
+        _refuse(str(error))
+    out.print(f"{len(files)} files in {folder}: no answer is in them.")
 
 
 @app.command()
@@ -542,6 +614,7 @@ def _expected() -> tuple[type[Exception], ...]:
         "ichimon.notebook": "NotebookError",
         "autograder.assignment": "UnknownAssignment",
         "autograder.results": "ResultsError",
+        "autograder.roster": "RosterError",
         "autograder.sandbox.jail": "JailError",
         "autograder.gradebook": "GradebookError",
         "autograder.cluster": "ClusterError",

@@ -6,18 +6,24 @@ cleaned before it is printed and escaped by Jinja, and no page holds a script.
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import re
 import textwrap
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from markupsafe import Markup
 
+from autograder.alike import pairs
 from autograder.report import LONGEST_OUTPUT, ExerciseResult, Outcome, Report, TestResult, clean
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def number(points: float) -> str:
@@ -157,7 +163,9 @@ def _arithmetic(reports: list[Report]) -> dict[str, Any]:
     )
     tenths = (percent // 10).clip(0, 9).astype(int).value_counts()
     claimed = tests.groupby(["student", "exercise", "claim"], sort=False)["passed"].all()
-    claims = claimed.groupby(["exercise", "claim"], sort=False).sum()
+    claims = claimed.unstack("student", fill_value=False).T.reindex(
+        [report.student for report in reports], fill_value=False
+    )
     mistakes = tests[tests.mistake != ""].groupby(["exercise", "mistake"])["student"].nunique()
     outcomes = tests.groupby("outcome")["student"].agg(["size", "nunique"])
     return {
@@ -173,7 +181,8 @@ def _arithmetic(reports: list[Report]) -> dict[str, Any]:
             (name, marks[name].mean(), points, int((marks[name] >= points).sum()), int((marks[name] == 0).sum()))
             for name, points in max_points.items()
         ],
-        "claims": [(exercise, claim, int(passed)) for (exercise, claim), passed in claims.items()],
+        "claims": [(*name, int(passed.sum()), _tells_apart(claims, passed)) for name, passed in claims.items()],
+        "alike": pairs(reports),
         "mistakes": [
             (exercise, mistake, int(count))
             for (exercise, mistake), count in mistakes.sort_values(ascending=False, kind="stable").items()
@@ -182,8 +191,45 @@ def _arithmetic(reports: list[Report]) -> dict[str, Any]:
     }
 
 
+def _tells_apart(claims: pd.DataFrame, passed: pd.Series) -> float | None:
+    """How many percentage points more of the other claims hold for those who pass this one; None if all or none do."""
+    if passed.all() or not passed.any() or claims.shape[1] < 2:
+        return None
+    others = 100 * (claims.sum(axis=1) - passed) / (claims.shape[1] - 1)
+    return float(others[passed].mean() - others[~passed].mean())
+
+
+def tables(reports: list[Report]) -> dict[str, str]:
+    """The class report's numbers as CSV by file name, for a spreadsheet: marks, and each claim student by student."""
+    reports = sorted(reports, key=lambda report: report.student)
+    sums = _arithmetic(reports)
+    names = list(sums["max_points"])
+    marks = [
+        ["student", *names, "total"],
+        ["points possible", *sums["max_points"].values(), sum(sums["max_points"].values())],
+    ]
+    marks += [[report.student, *points, total] for report, points, total in sums["rows"]]
+    claims = [["student", "exercise", "claim", "weight", "outcome", "mistake"]] + [
+        [report.student, result.exercise, test.claim, test.weight, test.outcome.value, test.mistake]
+        for report in reports
+        for result in report.exercises
+        for test in result.tests
+    ]
+    return {"marks.csv": _csv(marks), "claims.csv": _csv(claims)}
+
+
+def _csv(rows: Iterable[Iterable[object]]) -> str:
+    """No cell begins like a formula: a spreadsheet would calculate what a student wrote."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    for row in rows:
+        cells = (clean(cell) if isinstance(cell, str) else cell for cell in row)
+        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" else cell for cell in cells])
+    return text.getvalue()
+
+
 def write(reports: Collection[Report], folder: Path) -> dict[str, list[Path]]:
-    """Write every student's page and, last, the class report, into a folder for each assignment."""
+    """Write every student's page, the tables as CSV and, last, the class report, into a folder for each assignment."""
     written: dict[str, list[Path]] = {}
     for report in reports:
         pages = written.setdefault(report.assignment, [])
@@ -191,8 +237,11 @@ def write(reports: Collection[Report], folder: Path) -> dict[str, list[Path]]:
         pages[-1].parent.mkdir(parents=True, exist_ok=True)
         pages[-1].write_text(page(report), encoding="utf-8")
     for assignment, pages in written.items():
+        graded = [report for report in reports if report.assignment == assignment]
+        for name, text in tables(graded).items():
+            (folder / assignment / name).write_text(text, encoding="utf-8")
         pages.append(folder / assignment / "class-report.html")
-        pages[-1].write_text(class_report(r for r in reports if r.assignment == assignment), encoding="utf-8")
+        pages[-1].write_text(class_report(graded), encoding="utf-8")
     return written
 
 

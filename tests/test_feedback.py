@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from autograder.feedback import class_report, comment, number, page, plain, section
+from autograder.feedback import class_report, comment, number, page, plain, section, tables
 from autograder.report import LONGEST, CellRun, ExerciseResult, Outcome, Report, TestResult, clean
 
 BIDI = "\u202egnp.exe\u2066\u200f"
@@ -183,7 +184,7 @@ def test_a_class_report_counts_right() -> None:
         "0–9 % 2 10–19 % 0 20–29 % 0 30–39 % 0 40–49 % 0 50–59 % 2",
         "90–100 % 1",
         "causal_mask 1.2 of 3 1 2",
-        "causal_mask the past is seen 3 of 5 causal_mask the mask is boolean 1 of 5",
+        "causal_mask the past is seen 3 of 5 +33 causal_mask the mask is boolean 1 of 5 +50",
         "causal_mask The mask holds numbers. 2",
         "passed 4 3 failed 2 2 not written yet 2 1",
     ):
@@ -192,6 +193,21 @@ def test_a_class_report_counts_right() -> None:
 
 def test_a_claim_passes_when_all_its_cases_do() -> None:
     assert "causal_mask any n works 0 of 1" in Page(class_report([report("ada", CASES)])).words
+
+
+def test_a_claim_that_all_or_none_pass_tells_nobody_apart() -> None:
+    words = Page(class_report([report("ada", GOOD), report("bob", GOOD)])).words
+    assert "2 of 2 nobody fails" in words
+    assert "0 of 1 nobody passes" in Page(class_report([report("ada", CASES)])).words
+
+
+def test_the_tables_are_for_a_spreadsheet_that_calculates_nothing() -> None:
+    found = tables([*CLASS, report("=1+1", GOOD)])
+    marks = list(csv.reader(found["marks.csv"].splitlines()))
+    assert marks[:2] == [["student", "causal_mask", "total"], ["points possible", "3.0", "3.0"]]
+    assert marks[2:4] == [["'=1+1", "3.0", "3.0"], ["ada", "3.0", "3.0"]]
+    claims = list(csv.DictReader(found["claims.csv"].splitlines()))
+    assert {row["outcome"] for row in claims if row["student"] == "bob"} == {"passed", "failed"}
 
 
 def test_a_class_report_is_about_one_assignment() -> None:

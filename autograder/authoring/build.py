@@ -12,12 +12,13 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from autograder.course import Course
 from ichimon import notebook
 from ichimon.notebook import Cell, NotebookError
 
@@ -41,14 +42,15 @@ def build(root: Path = ROOT, only: Sequence[str] = (), db_url: str | None = None
     """
     root = root.resolve()
     db_url = db_url or f"sqlite:///{root / '_build/nbgrader/gradebook.db'}"
-    sources = {path.stem: path for path in sorted((root / "solutions").glob("*.py"))}
+    course = Course(root)
+    sources = {path.stem: path for path in course.sources}
     if unknown := sorted(set(only) - set(sources)):
         raise NotebookError(f"There is no solutions/{unknown[0]}.py; the assignments are: {', '.join(sources)}.")
     changed = []
     for name in only or sources:
         released = root / "notebooks" / name / f"{name}.ipynb"
         stamp = root / "_build" / "nbgrader" / "stamps" / f"{name}-{_sha(db_url.encode())[:8]}.json"
-        inputs = _fingerprint(sources[name])
+        inputs = _fingerprint(sources[name], course.points(name))
         if _read(stamp) == _stamp(inputs, _read(released)) and _gradebook_knows(name, db_url):
             continue
         content = _generate(sources[name], name, root, db_url)
@@ -81,7 +83,7 @@ def source_notebook(source: Path) -> str:
             f"{source.name} says that its assignment is {name!r}: its YAML header needs, "
             f"under jupyter, ichimon: {{assignment: {source.stem}}}."
         )
-    cells = [cell for cell in notebook.cells(source) if cell.role != "stand-in"]
+    cells = [cell for cell in Course(source.parents[1]).cells(source) if cell.role != "stand-in"]
     points = {cell.exercise: _number(cell.points) for cell in cells if cell.role == "check"}
     new_cell = {
         "code": nbformat.v4.new_code_cell,
@@ -147,8 +149,9 @@ def _own_programs_on_path() -> Iterator[None]:
         os.environ["PATH"] = before
 
 
-def _fingerprint(source: Path) -> str:
+def _fingerprint(source: Path, points: Mapping[str, float]) -> str:
     parts = [path.read_bytes() for path in (source, Path(__file__), Path(notebook.__file__))]
+    parts += [json.dumps(points, sort_keys=True, default=dict).encode()] if points else []
     parts += [version(tool).encode() for tool in ("jupytext", "nbgrader", "nbformat", "nbconvert")]
     return _sha("".join(_sha(part) for part in parts).encode())
 

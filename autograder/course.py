@@ -1,0 +1,88 @@
+"""What an instructor changes about the course, in `course.toml` at its root. Without that file nothing is changed.
+
+leave_out = ["10-long-context", "20-beyond-text"]   # not handed out, not graded; the pages can still be read
+
+[points."02-self-attention"]                        # instead of what the notebook's author thought
+causal_mask = 2
+attention = 8
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from ichimon import notebook
+from ichimon.notebook import Cell, NotebookError
+
+FILE = "course.toml"
+
+
+class CourseError(NotebookError):
+    """What in course.toml does not fit the course, in a sentence."""
+
+
+class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    leave_out: frozenset[str] = frozenset()
+    points: Mapping[str, Mapping[str, float]] = {}
+
+
+@dataclass(frozen=True)
+class Course:
+    """The assignments below `root/solutions`, as course.toml wants them."""
+
+    root: Path
+
+    @functools.cached_property
+    def settings(self) -> _Settings:
+        path = self.root / FILE
+        try:
+            given = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _Settings)
+        except FileNotFoundError:
+            return _Settings()
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+            raise CourseError(f"{FILE} cannot be understood: {error}.") from error
+        there = {source.stem for source in (self.root / "solutions").glob("*.py")}
+        if unknown := sorted((given.leave_out | set(given.points)) - there):
+            raise CourseError(f"{FILE} names {unknown[0]}; the chapters are {', '.join(sorted(there))}.")
+        for chapter, points in given.points.items():
+            exercises = notebook.exercises(self.root / "solutions" / f"{chapter}.py")
+            if missing := sorted(set(points) - set(exercises)):
+                raise CourseError(f"{FILE}: {chapter} has no exercise {missing[0]}; it has {', '.join(exercises)}.")
+            if wrong := next((name for name, value in points.items() if not 0 <= value <= 1000), None):
+                raise CourseError(f"{FILE}: {points[wrong]:g} points for {wrong} are not between 0 and 1,000.")
+        return given
+
+    @property
+    def sources(self) -> list[Path]:
+        """The chapters that are taught, in order."""
+        return [
+            source
+            for source in sorted((self.root / "solutions").glob("*.py"))
+            if source.stem not in self.settings.leave_out
+        ]
+
+    def points(self, name: str) -> Mapping[str, float]:
+        """exercise -> its points, where course.toml changes them."""
+        return self.settings.points.get(name, {})
+
+    def cells(self, source: Path) -> list[Cell]:
+        """A source's cells with the points that its exercises have in this course, also in the prompts' table."""
+        changed = {exercise: float(points) for exercise, points in self.points(source.stem).items()}
+        cells = notebook.cells(source)
+        for exercise, points in changed.items():
+            row = re.compile(rf"^(\| *`{exercise}`.*\| *)[\d.]+( *\|)$", re.MULTILINE)
+            told = [row.subn(rf"\g<1>{points:g}\2", cell.source) for cell in cells]
+            if not any(count for _, count in told):
+                raise CourseError(f"{source.name} has no table with the points of {exercise}: it would tell others.")
+            cells = [replace(cell, source=text) for cell, (text, _) in zip(cells, told, strict=True)]
+        return [
+            replace(cell, points=changed[cell.exercise]) if cell.role == "check" and cell.exercise in changed else cell
+            for cell in cells
+        ]
