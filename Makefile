@@ -43,7 +43,9 @@ serve: book ## The book on http://localhost:8000 (another port: make serve PORT=
 	@python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 .PHONY: release
-release: book ## What students get, proved to hold no answer: make release TO=../ichimon-students
+release: ## What students get, proved to hold no answer: make release TO=../ichimon-students
+	@rm -rf _build/html _build/.doctrees
+	@$(MAKE) book
 	@autograder release $(TO)
 
 .PHONY: doctor
