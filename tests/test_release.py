@@ -50,7 +50,9 @@ def course(tmp_path: Path) -> Path:
     for name in ("LICENSE", "LICENSE-text", "requirements.txt", "solutions/02-self-attention.py"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, root / name)
-    for name in ("autograder/authoring", "ichimon", "notebooks/02-self-attention"):
+    (root / "ichimon").mkdir()
+    shutil.copyfile(ROOT / "ichimon/parts.py", root / "ichimon/parts.py")
+    for name in ("autograder/authoring", "notebooks/02-self-attention"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     (root / "autograder/tests").mkdir()
     shutil.copyfile(

@@ -281,6 +281,7 @@ def test_the_command_says_what_is_wrong_and_ends_with_1(
 ) -> None:
     weak = judged(kind="mutant", double=result("double", Outcome.PASSED))
     monkeypatch.setattr(verify, "verify", lambda name, afresh, most: weak if name == "weak" else judged())
+    monkeypatch.setattr(verify, "WORKERS", 1)  # other processes would know nothing of this
     assert verify.main(["weak", "strong"]) == 1
     said = capsys.readouterr().out
     assert "this mutant passes all tests" in said
