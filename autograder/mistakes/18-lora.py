@@ -85,6 +85,34 @@ class LoRALinear(nn.Module):
             self.merged = False
 
 
+# %% LoRALinear: no correction in evaluation
+# caught by: test_the_correction_is_alpha_over_r_times_b_a_x
+# says: In evaluation the correction is left out: what was learnt would be there only while it is learnt.
+class LoRALinear(nn.Module):
+    def __init__(self, linear, rank, alpha):
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"the rank is {rank}, and must be at least 1")
+        self.linear, self.scale, self.merged = linear.requires_grad_(False), alpha / rank, False
+        self.lora_A = nn.Parameter(torch.randn(rank, linear.in_features, dtype=linear.weight.dtype) * 0.02)
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, dtype=linear.weight.dtype))
+
+    def forward(self, x):
+        if self.merged or not self.training:
+            return self.linear(x)
+        return self.linear(x) + self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
+
+    def merge(self):
+        if not self.merged:
+            self.linear.weight.data += self.scale * self.lora_B.data @ self.lora_A.data
+            self.merged = True
+
+    def unmerge(self):
+        if self.merged:
+            self.linear.weight.data -= self.scale * self.lora_B.data @ self.lora_A.data
+            self.merged = False
+
+
 # %% LoRALinear: both matrices random
 # caught by: test_a_new_layer_gives_what_the_given_one_gives
 # says: B begins with random numbers, so the layer is another one before it has learnt anything: B should begin as zero.

@@ -146,9 +146,11 @@ def test_the_correction_is_alpha_over_r_times_b_a_x(student: Student) -> None:
     """With every parameter drawn anew, the result is that of one linear layer with the weight W + α/r · BA."""
     for seed, size in enumerate(SIZES):
         _, layer, state = loaded(student, size, seed=10 * seed)
+        mode = "training" if seed % 2 == 0 else "evaluation"
+        layer.train(mode == "training")
         for lead in ((4,), (2, 3), ()):
             x = normal(*lead, size[0], seed=seed)
-            claim = f"{size[0]} → {size[1]} features, rank {size[2]}, alpha {size[3]:g}, x {tuple(x.shape)}"
+            claim = f"{size[0]} → {size[1]} features, rank {size[2]}, alpha {size[3]:g}, x {tuple(x.shape)}, in {mode}"
             assert_close(layer(x), corrected(x, state, size[3] / size[2]), claim=claim)
 
 
@@ -1014,9 +1016,11 @@ def test_the_result_is_the_rounded_layers_plus_the_correction(student: Student) 
     """The result is that of the weight as NF4 has it, plus the bias, plus α/r · B A x."""
     for seed, size in enumerate(QSIZES):
         _, layer, state = four_bit(student, size, seed=10 * seed)
+        mode = "training" if seed % 2 == 0 else "evaluation"
+        layer.train(mode == "training")
         for lead in ((4,), (2, 3), ()):
             x = normal(*lead, size[0], seed=seed)
-            claim = f"{size[0]} → {size[1]} features, rank {size[2]}, alpha {size[3]:g}, x {tuple(x.shape)}"
+            claim = f"{size[0]} → {size[1]} features, rank {size[2]}, alpha {size[3]:g}, x {tuple(x.shape)}, in {mode}"
             assert_close(layer(x), corrected(x, state, size[3] / size[2]), atol=1e-3, claim=claim)
 
 
