@@ -6,8 +6,11 @@ bundled sample.
 
 from pathlib import Path
 
+from autograder.course import Course
+
 c = get_config()
 root = Path(__file__).resolve().parent
+course = Course(root).settings
 
 if (root / "submitted").is_dir():
     submitted, generated = "submitted", ""
@@ -16,12 +19,20 @@ else:
     (root / generated).mkdir(parents=True, exist_ok=True)
 
 c.CourseDirectory.root = str(root)
+c.CourseDirectory.course_id = course.course_id
 c.CourseDirectory.source_directory = "_build/nbgrader/source"
 c.CourseDirectory.release_directory = "notebooks"
 c.CourseDirectory.submitted_directory = submitted
 c.CourseDirectory.autograded_directory = f"{generated}autograded"
 c.CourseDirectory.feedback_directory = f"{generated}feedback"
-c.CourseDirectory.db_url = f"sqlite:///{root / generated / 'gradebook.db'}"
+c.CourseDirectory.db_url = course.gradebook or f"sqlite:///{root / generated / 'gradebook.db'}"
+
+# nbgrader's own exchange follows students' links and only warns of work in another's name: docs/staff.md
+c.ExchangeFactory.collect = "autograder.exchange.Collect"
+c.ExchangeFactory.release_assignment = "autograder.exchange.ReleaseAssignment"
+c.ExchangeFactory.release_feedback = "autograder.exchange.ReleaseFeedback"
+if course.exchange:
+    c.Exchange.root = course.exchange
 
 c.Autograde.exporter_class = "autograder.gradebook.SubmissionExporter"
 c.Autograde.sanitize_preprocessors = ["autograder.gradebook.Sanitise", "nbgrader.preprocessors.CheckCellMetadata"]

@@ -12,6 +12,7 @@ import copy
 import fcntl
 import logging
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -35,7 +36,7 @@ from nbgrader.converters.base import NbGraderException
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import AssignLatePenalties, NbGraderPreprocessor, SaveAutoGrades, SaveCells
 from nbgrader.utils import is_grade, is_solution, parse_utc
-from sqlalchemy import create_engine, inspect, make_url, select
+from sqlalchemy import create_engine, func, inspect, make_url, select, text
 from sqlalchemy.exc import ArgumentError, SAWarning, SQLAlchemyError
 from tornado.log import app_log
 from traitlets.config import Config
@@ -47,10 +48,15 @@ from autograder.results import Key, Move
 from ichimon.notebook import Cell, NotebookError, cells
 
 log = logging.getLogger(__name__)
+os.environ.setdefault(
+    "PGCONNECT_TIMEOUT", "10"
+)  # seconds; PostgreSQL's library would wait minutes for a host that is gone
 # of SQLAlchemy 2 about how nbgrader adds a submission, one screen of them a command; what it adds is right
 warnings.filterwarnings("ignore", "Object of type .* not in session", SAWarning, r"nbgrader\.api")
 
+LOCK = int.from_bytes(b"ichimon", "big")  # PostgreSQL's advisory lock of whoever writes marks
 LONGEST_CELL = 20_000  # characters of a submitted cell that nbgrader's pages show; the file in submitted/ keeps all
+SECRET = "submission_secret.txt"  # of nbgrader's exchange: what it calls the pages that only this student can ask for
 LONGEST_EXTRA = 200_000  # and of all cells that the student added: Markdown can be written to be slow to read
 
 
@@ -241,8 +247,10 @@ class SubmissionExporter(NotebookExporter):
 
     def __init__(self, config: Config | None = None, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
+        course = _course(self)
         try:
-            register(_course(self).assignment_id, _course(self))
+            with _sentences(course.db_url), _alone(course):
+                register(course.assignment_id, course)
         except GradebookError as error:
             self.log.error(str(error))  # nbgrader ends on one of these without a word
             raise
@@ -280,8 +288,18 @@ def _leave_only_notebooks(folder: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.suffix != ".ipynb" and path.name != "timestamp.txt":
+        elif path.suffix != ".ipynb" and path.name != "timestamp.txt" and not (path.name == SECRET and secret(folder)):
             path.unlink()
+
+
+def secret(folder: Path) -> str:
+    """The secret of a submission that came through nbgrader's exchange; "" if there is none such as nbgrader makes."""
+    try:
+        with os.fdopen(os.open(folder / SECRET, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            text = file.read(200)
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return text if re.fullmatch("[0-9a-f]{128}", text) else ""
 
 
 class SaveReport(SaveAutoGrades):
@@ -435,8 +453,8 @@ def sync(
     known: dict[str, NotebookNode] = {}
     _find_alembic()
     with (
-        _alone(Path(directory.root)),
         _sentences(directory.db_url),
+        _alone(directory),
         Gradebook(directory.db_url, directory.course_id) as opened,
     ):
         for report in reports:
@@ -458,34 +476,50 @@ def _directory(gradebook: str, course: Path | None) -> tuple[CourseDirectory, Co
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One grader at a time writes: two that add the same student would stop each other. The lock ends with us."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX)
+def _alone(course: CourseDirectory) -> Iterator[None]:
+    """One grader at a time writes: two that add the same student would stop each other. The lock ends with us.
+
+    The folder's lock holds on this machine; PostgreSQL's own for graders on others, with checkouts of their own.
+    """
+    with contextlib.ExitStack() as locks:
+        folder = os.open(course.root, os.O_RDONLY)
+        locks.callback(os.close, folder)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if make_url(course.db_url).get_backend_name() == "postgresql":
+            server = create_engine(course.db_url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+            locks.callback(server.dispose)
+            locks.enter_context(server.connect()).execute(select(func.pg_advisory_lock(LOCK)))
         yield
-    finally:
-        os.close(opened)
 
 
 @contextlib.contextmanager
 def _sentences(url: str) -> Iterator[None]:
     """What a database can say, as a GradebookError. nbgrader would print the traceback too."""
+    no_address = GradebookError(
+        f"{_address(url)!r} is not the address of a database: give one such as sqlite:///gradebook.db, or `auto`."
+    )
     app_log.disabled = True
     try:
+        try:
+            make_url(url)
+        except ValueError:  # a port that is no number
+            raise no_address from None
         yield
     except ArgumentError:
-        raise GradebookError(
-            f"{url!r} is not the address of a database: give one such as sqlite:///gradebook.db, or `auto`."
-        ) from None
+        raise no_address from None
     except (SQLAlchemyError, InvalidEntry, ModuleNotFoundError) as error:
-        said = str(error).splitlines()[0]
+        said = re.split(r"\n(?:\[SQL|\(Background|DETAIL)", str(error))[0]  # what follows may name students
         raise GradebookError(
-            f"The gradebook {make_url(url).render_as_string()} could not be used ({said}). "
+            f"The gradebook {_address(url)} could not be used ({' '.join(said.split())}). "
             "Mend that and run the same command again; what was graded is kept."
         ) from None
     finally:
         app_log.disabled = False
+
+
+def _address(url: str) -> str:
+    """A database's address without the password in it, even if it is not well formed."""
+    return re.sub(r":(?!//)[^@].*@|(?<=password=)[^&]*", lambda found: ":***@" * found[0].endswith("@") or "***", url)
 
 
 def _sync_one(
@@ -505,10 +539,11 @@ def _sync_one(
     folder.mkdir(parents=True, exist_ok=True)
     _leave_only_notebooks(folder)
     _replace(folder / f"{report.assignment}.ipynb", nbformat.writes(notebook))
-    if timestamp:
-        _replace(folder / "timestamp.txt", timestamp)
-    else:
-        (folder / "timestamp.txt").unlink(missing_ok=True)
+    for name, content in (("timestamp.txt", timestamp), (SECRET, secret(file.parent))):
+        if content:
+            _replace(folder / name, content)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _timestamp(path: Path) -> str | None:
@@ -532,6 +567,40 @@ def _replace(path: Path, text: str) -> None:
     partial.write_text(text, encoding="utf-8")
     partial.chmod(0o444)
     partial.replace(path)
+
+
+# -- another database -----------------------------------------------------------------------------------------------
+
+
+def copy_gradebook(source: str, to: str) -> int:
+    """Copy all that one gradebook holds into another that holds nothing; return how many rows. It is all or nothing."""
+    _find_alembic()
+    tables = api.Base.metadata.sorted_tables
+    with _sentences(source):
+        url = make_url(source)
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+            raise GradebookError(f"There is no gradebook {_address(source)}.")
+        engine = create_engine(url)
+        with contextlib.ExitStack() as closed:
+            closed.callback(engine.dispose)
+            if not inspect(engine).has_table("grade"):
+                raise GradebookError(f"{_address(source)} holds no gradebook.")
+            with engine.connect() as connection:
+                version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+                if version != api.get_alembic_version():
+                    raise GradebookError(f"{_address(source)} is of another nbgrader: `nbgrader db upgrade` first.")
+                rows = {table: [dict(row) for row in connection.execute(select(table)).mappings()] for table in tables}
+    known = {row["id"] for row in rows[api.Course.__table__]}
+    named = {row["course_id"] for row in rows[api.Assignment.__table__]}  # SQLite does not look whether there is such
+    rows[api.Course.__table__] += [{"id": name} for name in sorted(named - known)]
+    with _sentences(to), Gradebook(to, "") as new, new.engine.begin() as connection:
+        if any(connection.execute(select(table).limit(1)).first() for table in tables if table.name != "course"):
+            raise GradebookError(f"{_address(to)} holds marks already: copy into an empty database.")
+        connection.execute(api.Course.__table__.delete())
+        for table in tables:
+            if rows[table]:
+                connection.execute(table.insert(), rows[table])
+    return sum(map(len, rows.values()))
 
 
 # -- what a browser may see -----------------------------------------------------------------------------------------
