@@ -183,6 +183,8 @@ import sys; sys.path.insert(0, {here!r})
 from pathlib import Path
 from test_gradebook import report
 from autograder.gradebook import sync
+print("ready", flush=True)
+sys.stdin.readline()
 sync([report(name) for name in {names!r}], {url!r}, Path({course!r}))
 """
 
@@ -200,11 +202,20 @@ def test_two_staff_who_grade_at_the_same_time_lose_and_double_nothing(
     running = [
         subprocess.Popen(
             [sys.executable, "-c", STAFF.format(here=str(HERE), names=order, url=url, course=str(folder))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for folder, order in orders
     ]
+    for process in running:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    for process in running:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
     for process in running:
         _, said = process.communicate(timeout=60)
         assert (process.returncode, said) == (0, "")
