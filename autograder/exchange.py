@@ -7,6 +7,7 @@ of work in another's name, believe the time that a submission gives itself, and 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import pwd
@@ -27,7 +28,7 @@ from nbgrader.utils import check_mode, is_ignored, notebook_hash, parse_utc
 from traitlets import Integer
 
 from autograder import names
-from autograder.gradebook import SECRET, secret
+from autograder.gradebook import SECRET, no_link, secret
 from autograder.report import clean
 from ichimon.notebook import MAX_BYTES
 
@@ -157,10 +158,10 @@ class Collect(default.ExchangeCollect):
         try:
             name = wanted if wanted in there else there.pop()
             try:
-                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=opened)
+                stream = open(name, "rb", opener=functools.partial(no_link, dir_fd=opened))  # noqa: SIM115
             except OSError as error:
-                raise Refused(f"holds a notebook that is a link or cannot be read ({error.strerror}).") from None
-            with os.fdopen(file, "rb") as stream:
+                raise Refused(f"holds a notebook that cannot be read, or is none ({error.strerror}).") from None
+            with stream:
                 found = os.fstat(stream.fileno())
                 if not stat.S_ISREG(found.st_mode):
                     raise Refused("holds a notebook that is no file.")

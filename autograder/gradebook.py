@@ -295,11 +295,16 @@ def _leave_only_notebooks(folder: Path) -> None:
 def secret(folder: Path) -> str:
     """The secret of a submission that came through nbgrader's exchange; "" if there is none such as nbgrader makes."""
     try:
-        with os.fdopen(os.open(folder / SECRET, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+        with open(folder / SECRET, opener=no_link, encoding="ascii") as file:
             text = file.read(200)
     except (OSError, UnicodeDecodeError):
         return ""
     return text if re.fullmatch("[0-9a-f]{128}", text) else ""
+
+
+def no_link(path: str, flags: int, dir_fd: int | None = None) -> int:
+    """How a student's file is opened: it may be a link to one of ours, or a pipe that nobody writes to."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
 
 
 class SaveReport(SaveAutoGrades):
