@@ -15,8 +15,14 @@ COURSE = Path("/srv/ichimon")  # the checkout, with its .venv: its owner's alone
 GRADER = "ichimon-grader"  # that owner: the account of the gradebook and the exchange, to which nobody logs in
 STAFF = "ichimon-staff"  # the system's group of those who teach
 STUDENTS = "ichimon-students"  # and of those who learn
+STATE = Path("/var/lib/jupyterhub")  # the Hub's database and keys, which are root's alone
 HERE = Path(__file__).resolve().parent
 
+STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
+STATE.chmod(0o700)
+c.JupyterHub.db_url = f"sqlite:///{STATE}/jupyterhub.sqlite"
+c.JupyterHub.cookie_secret_file = str(STATE / "cookie_secret")
+c.ConfigurableHTTPProxy.pid_file = str(STATE / "proxy.pid")
 c.JupyterHub.bind_url = "http://127.0.0.1:8000"  # for a web server with TLS in front
 c.JupyterHub.authenticator_class = "pam"
 c.PAMAuthenticator.allowed_groups = {STAFF, STUDENTS}
