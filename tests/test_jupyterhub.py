@@ -217,8 +217,9 @@ def machine() -> Iterator[Machine]:
         set_up(folder, groups | people, ports)
         environment = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-        if not importlib.util.find_spec("jupyterhub"):
+        if (INSTALLED / "python").is_dir():
             environment["PYTHONPATH"] = str(INSTALLED / "python")
+            environment["PATH"] = f"{INSTALLED}/python/bin:{environment['PATH']}"
         with (folder / "hub.log").open("w") as log:
             running = subprocess.Popen(
                 reachable_interpreter([sys.executable, "-m", "jupyterhub", "-f", f"{folder}/hub/jupyterhub_config.py"]),
