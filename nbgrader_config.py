@@ -4,13 +4,20 @@ Students' work goes into submitted/<student>/<assignment>/. As long as there is 
 bundled sample.
 """
 
+import sys
 from pathlib import Path
-
-from autograder.course import Course
 
 c = get_config()
 root = Path(__file__).resolve().parent
-course = Course(root).settings
+
+try:
+    from autograder.course import Course
+
+    course = Course(root).settings
+except Exception as error:
+    # after an error in this file nbgrader would go on without it, and run what students wrote in a kernel
+    print(error, file=sys.stderr)
+    sys.exit(2)
 
 if (root / "submitted").is_dir():
     submitted, generated = "submitted", ""

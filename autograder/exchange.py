@@ -22,13 +22,12 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.exchange import default
 from nbgrader.utils import check_mode, is_ignored, notebook_hash, parse_utc
 from traitlets import Integer
 
 from autograder import names
-from autograder.gradebook import SECRET, no_link, secret
+from autograder.gradebook import SECRET, GradebookError, arrival, due, no_link, secret
 from autograder.report import clean
 from ichimon.notebook import MAX_BYTES
 
@@ -65,11 +64,10 @@ class Collect(default.ExchangeCollect):
             self.fail(f"There is no folder {inbox}: release an assignment first, or check the course's id.")
         if not check_mode(inbox, read=True, execute=True):
             self.fail(f"You may not read {inbox}: collect as the account that releases.")
-        with Gradebook(self.coursedir.db_url, self.coursedir.course_id) as gradebook:
-            try:
-                due = gradebook.find_assignment(self.coursedir.assignment_id).duedate
-            except MissingEntry:
-                due = None
+        try:
+            ends = due(self.coursedir.assignment_id, self.coursedir)
+        except GradebookError as error:
+            self.fail(str(error))
         submissions: defaultdict[str, list[Handed]] = defaultdict(list)
         for folder in sorted(inbox.iterdir()):
             with self._told(folder):
@@ -77,7 +75,7 @@ class Collect(default.ExchangeCollect):
                     submissions[handed.student].append(handed)
         self.chosen: list[Handed] = []
         for several in submissions.values():
-            in_time = [handed for handed in several if due is None or handed.arrived <= due]
+            in_time = [handed for handed in several if ends is None or handed.arrived <= ends]
             counts = in_time if self.before_duedate and in_time else several
             self.chosen.append(max(counts, key=lambda handed: handed.arrived))
 
@@ -120,7 +118,8 @@ class Collect(default.ExchangeCollect):
             course, assignment = self.coursedir, self.coursedir.assignment_id
             target = Path(course.format_path(course.submitted_directory, handed.student, assignment))
             with self._told(handed.folder):
-                before = course.get_existing_timestamp(target) if target.is_dir() else None
+                text = arrival(target / "timestamp.txt")
+                before = parse_utc(text) if text else None
                 newer = before is None or (handed.arrived > before if self.update else handed.arrived != before)
                 if target.is_dir() and not ((self.update or self.before_duedate) and newer):
                     more = (

@@ -19,6 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from tornado.log import app_log
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
+from autograder.course import Course
 from autograder.feedback import comment, number, plain
 from autograder.report import LONGEST_OUTPUT, ExerciseResult, Report, clean
 from autograder.results import Key, Move
@@ -71,6 +73,7 @@ def course_config(root: Path) -> Config:
     """The settings of the nbgrader course in a folder."""
     if not (root / "nbgrader_config.py").is_file():
         raise GradebookError(f"{root} is not an nbgrader course: there is no nbgrader_config.py in it.")
+    _ = Course(root).settings  # what is wrong with course.toml is a sentence here, and ends the process there
     return PyFileConfigLoader("nbgrader_config.py", path=str(root)).load_config()
 
 
@@ -97,6 +100,16 @@ def register(assignment: str, course: CourseDirectory) -> None:
             f"The cells of {assignment} are not those that the submissions in the gradebook answered: keep its old "
             f"notebook, or `nbgrader db assignment remove {assignment} --force` and grade again."
         ) from error
+
+
+def due(assignment: str, course: CourseDirectory) -> datetime | None:
+    """When an assignment is due, in UTC, if the course's gradebook knows."""
+    _find_alembic()
+    with _sentences(course.db_url), Gradebook(course.db_url, course.course_id) as gradebook:
+        try:
+            return gradebook.find_assignment(assignment).duedate
+        except MissingEntry:
+            return None
 
 
 def _ids(assignment: str, student: str, course: CourseDirectory) -> dict[str, str]:
@@ -530,7 +543,7 @@ def _address(url: str) -> str:
 def _sync_one(
     report: Report, file: Path, release: NotebookNode, gradebook: Gradebook, course: CourseDirectory, config: Config
 ) -> None:
-    timestamp = _timestamp(file.parent / "timestamp.txt")
+    timestamp = arrival(file.parent / "timestamp.txt")
     gradebook.update_or_create_student(report.student)
     submission = gradebook.update_or_create_submission(
         report.assignment, report.student, timestamp=timestamp and parse_utc(timestamp)
@@ -551,7 +564,7 @@ def _sync_one(
             (folder / name).unlink(missing_ok=True)
 
 
-def _timestamp(path: Path) -> str | None:
+def arrival(path: Path) -> str | None:
     """When a submission arrived. nbgrader takes it for ungraded unless the gradebook says the same."""
     if not path.is_file():
         return None

@@ -36,6 +36,7 @@ from test_gradebook import (
 )
 
 from autograder.authoring import release as releases
+from autograder.course import CourseError
 from autograder.exchange import Collect, ReleaseAssignment, ReleaseFeedback
 from autograder.gradebook import SECRET, course_config, sync
 from autograder.report import Report
@@ -370,6 +371,30 @@ def test_feedback_goes_only_where_a_real_secret_leads(
     act(ReleaseFeedback, course)
     assert len(files(exchange / "ichimon" / "feedback")) == 1
     assert f"No feedback was released to {ME}: their work did not come through the exchange." in caplog.text
+
+
+def test_a_gradebook_that_is_gone_is_a_sentence(course: Path, exchange: Path) -> None:
+    (course / "course.toml").write_text(f'exchange = "{exchange}"\ngradebook = "postgresql://staff:word@127.0.0.1:1/x"')
+    put(course, ME)
+    with pytest.raises(ExchangeError, match=r"The gradebook postgresql://staff:\*\*\*@127.0.0.1:1/x could not be used"):
+        act(Collect, course)
+    assert collected(course) == {}
+
+
+@pytest.mark.parametrize("text", ["course_id = 3", "gradebok = 'x'", "exchange = ["])
+def test_a_course_file_that_is_wrong_ends_nbgrader(
+    course: Path, release: NotebookNode, capfd: pytest.CaptureFixture[str], text: str
+) -> None:
+    """It would go on without our configuration otherwise, and run what students wrote in a kernel, with no sandbox."""
+    (course / "course.toml").write_text(text)
+    folder = course / "submitted" / ME / NAME
+    folder.mkdir(parents=True)
+    nbformat.write(answered(release), folder / f"{NAME}.ipynb")
+    assert nbgrader(course, "autograde", NAME) == 2
+    assert capfd.readouterr().err.startswith("course.toml cannot be understood: ")
+    assert not (course / "autograded").exists()
+    with pytest.raises(CourseError, match="cannot be understood"):
+        course_config(course)
 
 
 def directory_gradebook(course: Path) -> Gradebook:

@@ -32,10 +32,11 @@ c.PAMAuthenticator.allowed_groups = {STAFF, STUDENTS}
 
 def keep_home_private(spawner):
     """A home holds the student's work, and the secrets by which nbgrader finds their feedback."""
-    home = pwd.getpwnam(spawner.user.name).pw_dir
-    opened = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    os.fchmod(opened, 0o700)
-    os.close(opened)
+    account = pwd.getpwnam(spawner.user.name)
+    home = os.open(account.pw_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    if os.fstat(home).st_uid == account.pw_uid:
+        os.fchmod(home, 0o700)
+    os.close(home)
 
 
 c.Spawner.pre_spawn_hook = keep_home_private
