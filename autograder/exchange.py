@@ -104,13 +104,13 @@ class Collect(default.ExchangeCollect):
             raise Refused(f"says that it is {student}'s, and belongs to {owner}.")
         try:
             told = parse_utc(found[2])
-        except (ValueError, OverflowError):
+        except (ValueError, ArithmeticError):
             raise Refused("holds no time in its name.") from None
         changed = max(path.lstat().st_ctime for path in (folder, *_notebooks(folder)))
         seen = datetime.fromtimestamp(changed, UTC).replace(tzinfo=None)
         if not self.tolerance or abs((told - seen).total_seconds()) <= self.tolerance:
             return Handed(folder, student, told)
-        self.log.warning("%s was last changed at %s UTC: that time counts.", folder.name, f"{seen:%Y-%m-%d %H:%M:%S}")
+        self.log.warning("%s was last changed at %s UTC: that time counts.", clean(folder.name, 120), f"{seen:%F %T}")
         return Handed(folder, student, seen)
 
     def copy_files(self) -> None:

@@ -572,7 +572,7 @@ def arrival(path: Path) -> str | None:
         with path.open() as file:
             text = file.read(100).strip()
         parse_utc(text)
-    except (OSError, ValueError, OverflowError) as error:
+    except (OSError, ValueError, ArithmeticError) as error:
         log.warning("%s holds no time that nbgrader can read (%s): the submission counts as one without.", path, error)
         return None
     return text

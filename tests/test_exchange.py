@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import pwd
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -263,6 +265,10 @@ def no_time(folder: Path, course: Path) -> None:
     folder.rename(folder.with_name(f"{ME}+{NAME}+yesterday+x"))
 
 
+def a_time_that_breaks_the_reader_of_times(folder: Path, course: Path) -> None:
+    folder.rename(folder.with_name(f"{ME}+{NAME}+10h{'9' * 30}+x"))
+
+
 def a_name_that_leads_out(folder: Path, course: Path) -> None:
     folder.rename(folder.with_name(f"..+{NAME}+{time_name(NOW())}+x"))
 
@@ -287,6 +293,7 @@ def a_notebook_of_another_account(folder: Path, course: Path) -> None:
         (too_many, "holds more than 1,000 files"),
         (nothing_in_it, f"holds no {NAME}.ipynb"),
         (no_time, "holds no time in its name"),
+        (a_time_that_breaks_the_reader_of_times, "holds no time in its name"),
         (a_name_that_leads_out, "names no student"),
         pytest.param(of_another_account, f"says that it is {ME}'s, and belongs to {OTHER}", marks=AS_ROOT),
         pytest.param(a_notebook_of_another_account, f"holds a notebook that belongs to {OTHER}", marks=AS_ROOT),
@@ -395,6 +402,33 @@ def test_a_course_file_that_is_wrong_ends_nbgrader(
     assert not (course / "autograded").exists()
     with pytest.raises(CourseError, match="cannot be understood"):
         course_config(course)
+
+
+# -- examples/jupyterhub, without a Hub -----------------------------------------------------------------------------
+
+
+def test_the_page_installs_what_the_files_pin() -> None:
+    page = (ROOT / "docs" / "staff.md").read_text(encoding="utf-8")
+    needs = (STUDENT.parents[1] / "requirements.txt").read_text(encoding="utf-8")
+    for name, pins in (
+        ("nbgrader==", (ROOT / "requirements.txt").read_text(encoding="utf-8")),
+        ("configurable-http-proxy@", needs),
+    ):
+        pinned = re.search(rf"{name}[\d.]*\d", pins)
+        assert pinned
+        assert set(re.findall(rf"{name}[\d.]*\d", page)) == {pinned[0]}
+
+
+def test_what_students_do_not_get_is_called_what_nbgrader_calls_it() -> None:
+    labels = json.loads((STUDENT.parent / "labconfig" / "page_config.json").read_text())["disabledExtensions"]
+    folder = Path(sys.prefix, "share", "jupyter", "labextensions", "@jupyter", "nbgrader", "static")
+    there = {
+        found for path in folder.glob("*.js") for found in re.findall(r"@jupyter/nbgrader:[a-z-]+", path.read_text())
+    }
+    assert set(labels) < there
+    pages = json.loads((STUDENT.parent / "jupyter_server_config.json").read_text())["ServerApp"]["jpserver_extensions"]
+    [installed] = Path(sys.prefix, "etc", "jupyter", "jupyter_server_config.d").glob("nbgrader*.json")
+    assert set(pages) == set(json.loads(installed.read_text())["ServerApp"]["jpserver_extensions"])
 
 
 def directory_gradebook(course: Path) -> Gradebook:

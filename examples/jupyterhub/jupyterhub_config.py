@@ -9,6 +9,8 @@ import os
 import pwd
 from pathlib import Path
 
+from jupyterhub.spawner import Spawner
+
 c = get_config()
 
 COURSE = Path("/srv/ichimon")  # the checkout, with its .venv: its owner's alone (chmod 700)
@@ -30,7 +32,7 @@ c.PAMAuthenticator.allowed_groups = {STAFF, STUDENTS}
 # -- students -------------------------------------------------------------------------------------------------------
 
 
-def keep_home_private(spawner):
+def keep_home_private(spawner: Spawner) -> None:
     """A home holds the student's work, and the secrets by which nbgrader finds their feedback."""
     account = pwd.getpwnam(spawner.user.name)
     home = os.open(account.pw_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
