@@ -122,10 +122,8 @@ class Collect(default.ExchangeCollect):
                 before = parse_utc(text) if text else None
                 newer = before is None or (handed.arrived > before if self.update else handed.arrived != before)
                 if target.is_dir() and not ((self.update or self.before_duedate) and newer):
-                    more = (
-                        "is the newest that there is" if self.update else "is there already: --update takes newer ones"
-                    )
-                    self.log.info("%s of %s %s.", assignment, handed.student, more)
+                    how = "" if self.update else "; --update takes newer ones"
+                    self.log.info("%s of %s is there already%s.", assignment, handed.student, how)
                     continue
                 self._take(handed, target)
                 self.log.info("%s of %s is collected.", assignment, handed.student)
