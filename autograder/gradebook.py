@@ -50,9 +50,8 @@ from autograder.results import Key, Move
 from ichimon.notebook import Cell, NotebookError, cells
 
 log = logging.getLogger(__name__)
-os.environ.setdefault(
-    "PGCONNECT_TIMEOUT", "10"
-)  # seconds; PostgreSQL's library would wait minutes for a host that is gone
+# seconds: PostgreSQL's library would wait minutes for a host that is gone
+os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
 # of SQLAlchemy 2 about how nbgrader adds a submission, one screen of them a command; what it adds is right
 warnings.filterwarnings("ignore", "Object of type .* not in session", SAWarning, r"nbgrader\.api")
 
@@ -593,32 +592,35 @@ def _replace(path: Path, text: str) -> None:
 def copy_gradebook(source: str, to: str) -> int:
     """Copy all that one gradebook holds into another that holds nothing; return how many rows. It is all or nothing."""
     _find_alembic()
-    tables = api.Base.metadata.sorted_tables
-    with _sentences(source):
+    tables, course, copied = api.Base.metadata.sorted_tables, api.Course.__table__, 0
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(_sentences(source))
         url = make_url(source)
         if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
             raise GradebookError(f"There is no gradebook {_address(source)}.")
         engine = create_engine(url)
-        with contextlib.ExitStack() as closed:
-            closed.callback(engine.dispose)
-            if not inspect(engine).has_table("grade"):
-                raise GradebookError(f"{_address(source)} holds no gradebook.")
-            with engine.connect() as connection:
-                version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-                if version != api.get_alembic_version():
-                    raise GradebookError(f"{_address(source)} is of another nbgrader: `nbgrader db upgrade` first.")
-                rows = {table: [dict(row) for row in connection.execute(select(table)).mappings()] for table in tables}
-    known = {row["id"] for row in rows[api.Course.__table__]}
-    named = {row["course_id"] for row in rows[api.Assignment.__table__]}  # SQLite does not look whether there is such
-    rows[api.Course.__table__] += [{"id": name} for name in sorted(named - known)]
-    with _sentences(to), Gradebook(to, "") as new, new.engine.begin() as connection:
-        if any(connection.execute(select(table).limit(1)).first() for table in tables if table.name != "course"):
-            raise GradebookError(f"{_address(to)} holds marks already: copy into an empty database.")
-        connection.execute(api.Course.__table__.delete())
-        for table in tables:
-            if rows[table]:
-                connection.execute(table.insert(), rows[table])
-    return sum(map(len, rows.values()))
+        opened.callback(engine.dispose)
+        if not inspect(engine).has_table("grade"):
+            raise GradebookError(f"{_address(source)} holds no gradebook.")
+        old = opened.enter_context(engine.connect()).execution_options(yield_per=1000)
+        if old.execute(text("SELECT version_num FROM alembic_version")).scalar() != api.get_alembic_version():
+            raise GradebookError(f"{_address(source)} is of another nbgrader: `nbgrader db upgrade` first.")
+        opened.enter_context(_sentences(to))
+        new = opened.enter_context(Gradebook(to, ""))
+        with new.engine.begin() as connection:
+            if any(connection.execute(select(table).limit(1)).first() for table in tables if table is not course):
+                raise GradebookError(f"{_address(to)} holds marks already: copy into an empty database.")
+            connection.execute(course.delete())
+            for table in tables:
+                for rows in old.execute(select(table)).mappings().partitions():
+                    connection.execute(table.insert(), [dict(row) for row in rows])
+                    copied += len(rows)
+                if table is course:  # SQLite does not look whether the course of an assignment is one
+                    known = set(connection.execute(select(course.c.id)).scalars())
+                    named = set(old.execute(select(api.Assignment.course_id)).scalars())
+                    for name in named - known:
+                        connection.execute(course.insert(), {"id": name})
+    return copied
 
 
 # -- what a browser may see -----------------------------------------------------------------------------------------
