@@ -68,11 +68,13 @@ class Person:
     name: str
     session: requests.Session = field(default_factory=requests.Session)
 
-    def log_in(self) -> None:
+    def try_to_log_in(self, password: str = PASSWORD) -> int:
         page = self.session.get(f"{self.hub}/hub/login")
-        form = {"username": self.name, "password": PASSWORD, "_xsrf": self.session.cookies["_xsrf"]}
-        done = self.session.post(page.url, data=form, allow_redirects=False)
-        assert done.status_code == 302, (done.status_code, done.text[-2000:])
+        form = {"username": self.name, "password": password, "_xsrf": self.session.cookies["_xsrf"]}
+        return self.session.post(page.url, data=form, allow_redirects=False).status_code
+
+    def log_in(self) -> None:
+        assert self.try_to_log_in() == 302
         headers = {"X-XSRFToken": self.session.cookies["_xsrf"], "Referer": f"{self.hub}/hub/token"}
         made = self.session.post(f"{self.hub}/hub/api/users/{self.name}/tokens", json={}, headers=headers)
         assert made.status_code == 201, made.text
@@ -346,6 +348,13 @@ def test_nobody_reaches_what_is_anothers(machine: Machine, who: str, path: str) 
     answer = person.session.get(machine.hub + path.format(ada=machine.ada.name), allow_redirects=False, timeout=60)
     sent_to_log_in = answer.status_code == 302 and "/hub/" in answer.headers["Location"]
     assert answer.status_code in (401, 403, 404) or (who == "nobody" and sent_to_log_in), answer.text[:500]
+
+
+def test_who_is_in_neither_group_or_has_no_password_does_not_come_in(machine: Machine) -> None:
+    """The account that owns the course least of all, even if somebody gave it a password."""
+    subprocess.run(["chpasswd"], input=f"{machine.grader}:{PASSWORD}", text=True, check=True)
+    assert Person(machine.hub, machine.grader).try_to_log_in() == 403
+    assert Person(machine.hub, machine.bob.name).try_to_log_in("guessed") == 403
 
 
 def test_a_students_server_has_a_students_pages_and_a_private_home(machine: Machine) -> None:
