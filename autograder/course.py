@@ -1,6 +1,9 @@
 """What an instructor changes about the course, in `course.toml` at its root. Without that file nothing is changed.
 
 leave_out = ["10-long-context", "20-beyond-text"]   # not handed out, not graded; the pages can still be read
+course_id = "ichimon"                               # what nbgrader's exchange calls the course
+exchange = "/srv/nbgrader/exchange"                 # where that is, if not where nbgrader looks
+gradebook = "postgresql:///ichimon"                 # instead of gradebook.db: docs/staff.md
 
 [points."02-self-attention"]                        # instead of what the notebook's author thought
 causal_mask = 2
@@ -15,6 +18,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -31,6 +35,9 @@ class CourseError(NotebookError):
 class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     leave_out: frozenset[str] = frozenset()
     points: Mapping[str, Mapping[str, float]] = {}
+    course_id: Annotated[str, msgspec.Meta(pattern=r"\A\w[\w.-]*\Z")] = "ichimon"
+    exchange: str = ""
+    gradebook: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ import copy
 import fcntl
 import logging
 import os
+import re
 import shutil
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -35,22 +37,27 @@ from nbgrader.converters.base import NbGraderException
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import AssignLatePenalties, NbGraderPreprocessor, SaveAutoGrades, SaveCells
 from nbgrader.utils import is_grade, is_solution, parse_utc
-from sqlalchemy import create_engine, inspect, make_url, select
+from sqlalchemy import create_engine, func, inspect, make_url, select, text
 from sqlalchemy.exc import ArgumentError, SAWarning, SQLAlchemyError
 from tornado.log import app_log
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
+from autograder.course import Course
 from autograder.feedback import comment, number, plain
 from autograder.report import LONGEST_OUTPUT, ExerciseResult, Report, clean
 from autograder.results import Key, Move
 from ichimon.notebook import Cell, NotebookError, cells
 
 log = logging.getLogger(__name__)
+# seconds: PostgreSQL's library would wait minutes for a host that is gone
+os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
 # of SQLAlchemy 2 about how nbgrader adds a submission, one screen of them a command; what it adds is right
 warnings.filterwarnings("ignore", "Object of type .* not in session", SAWarning, r"nbgrader\.api")
 
+LOCK = int.from_bytes(b"ichimon", "big")  # PostgreSQL's advisory lock of whoever writes marks
 LONGEST_CELL = 20_000  # characters of a submitted cell that nbgrader's pages show; the file in submitted/ keeps all
+SECRET = "submission_secret.txt"  # of nbgrader's exchange: what it calls the pages that only this student can ask for
 LONGEST_EXTRA = 200_000  # and of all cells that the student added: Markdown can be written to be slow to read
 
 
@@ -65,6 +72,7 @@ def course_config(root: Path) -> Config:
     """The settings of the nbgrader course in a folder."""
     if not (root / "nbgrader_config.py").is_file():
         raise GradebookError(f"{root} is not an nbgrader course: there is no nbgrader_config.py in it.")
+    _ = Course(root).settings  # what is wrong with course.toml is a sentence here, and ends the process there
     return PyFileConfigLoader("nbgrader_config.py", path=str(root)).load_config()
 
 
@@ -91,6 +99,16 @@ def register(assignment: str, course: CourseDirectory) -> None:
             f"The cells of {assignment} are not those that the submissions in the gradebook answered: keep its old "
             f"notebook, or `nbgrader db assignment remove {assignment} --force` and grade again."
         ) from error
+
+
+def due(assignment: str, course: CourseDirectory) -> datetime | None:
+    """When an assignment is due, in UTC, if the course's gradebook knows."""
+    _find_alembic()
+    with _sentences(course.db_url), Gradebook(course.db_url, course.course_id) as gradebook:
+        try:
+            return gradebook.find_assignment(assignment).duedate
+        except MissingEntry:
+            return None
 
 
 def _ids(assignment: str, student: str, course: CourseDirectory) -> dict[str, str]:
@@ -241,8 +259,10 @@ class SubmissionExporter(NotebookExporter):
 
     def __init__(self, config: Config | None = None, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
+        course = _course(self)
         try:
-            register(_course(self).assignment_id, _course(self))
+            with _sentences(course.db_url), _alone(course):
+                register(course.assignment_id, course)
         except GradebookError as error:
             self.log.error(str(error))  # nbgrader ends on one of these without a word
             raise
@@ -280,8 +300,23 @@ def _leave_only_notebooks(folder: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.suffix != ".ipynb" and path.name != "timestamp.txt":
+        elif path.suffix != ".ipynb" and path.name != "timestamp.txt" and not (path.name == SECRET and secret(folder)):
             path.unlink()
+
+
+def secret(folder: Path) -> str:
+    """The secret of a submission that came through nbgrader's exchange; "" if there is none such as nbgrader makes."""
+    try:
+        with open(folder / SECRET, opener=no_link, encoding="ascii") as file:
+            text = file.read(200)
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return text if re.fullmatch("[0-9a-f]{128}", text) else ""
+
+
+def no_link(path: str, flags: int, dir_fd: int | None = None) -> int:
+    """How a student's file is opened: it may be a link to one of ours, or a pipe that nobody writes to."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
 
 
 class SaveReport(SaveAutoGrades):
@@ -435,8 +470,8 @@ def sync(
     known: dict[str, NotebookNode] = {}
     _find_alembic()
     with (
-        _alone(Path(directory.root)),
         _sentences(directory.db_url),
+        _alone(directory),
         Gradebook(directory.db_url, directory.course_id) as opened,
     ):
         for report in reports:
@@ -458,40 +493,56 @@ def _directory(gradebook: str, course: Path | None) -> tuple[CourseDirectory, Co
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One grader at a time writes: two that add the same student would stop each other. The lock ends with us."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX)
+def _alone(course: CourseDirectory) -> Iterator[None]:
+    """One grader at a time writes: two that add the same student would stop each other. The lock ends with us.
+
+    The folder's lock holds on this machine; PostgreSQL's own for graders on others, with checkouts of their own.
+    """
+    with contextlib.ExitStack() as locks:
+        folder = os.open(course.root, os.O_RDONLY)
+        locks.callback(os.close, folder)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if make_url(course.db_url).get_backend_name() == "postgresql":
+            server = create_engine(course.db_url, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+            locks.callback(server.dispose)
+            locks.enter_context(server.connect()).execute(select(func.pg_advisory_lock(LOCK)))
         yield
-    finally:
-        os.close(opened)
 
 
 @contextlib.contextmanager
 def _sentences(url: str) -> Iterator[None]:
     """What a database can say, as a GradebookError. nbgrader would print the traceback too."""
+    no_address = GradebookError(
+        f"{_address(url)!r} is not the address of a database: give one such as sqlite:///gradebook.db, or `auto`."
+    )
     app_log.disabled = True
     try:
+        try:
+            make_url(url)
+        except ValueError:  # a port that is no number
+            raise no_address from None
         yield
     except ArgumentError:
-        raise GradebookError(
-            f"{url!r} is not the address of a database: give one such as sqlite:///gradebook.db, or `auto`."
-        ) from None
+        raise no_address from None
     except (SQLAlchemyError, InvalidEntry, ModuleNotFoundError) as error:
-        said = str(error).splitlines()[0]
+        said = re.split(r"\n(?:\[SQL|\(Background|DETAIL)", str(error))[0]  # what follows may name students
         raise GradebookError(
-            f"The gradebook {make_url(url).render_as_string()} could not be used ({said}). "
+            f"The gradebook {_address(url)} could not be used ({' '.join(said.split())}). "
             "Mend that and run the same command again; what was graded is kept."
         ) from None
     finally:
         app_log.disabled = False
 
 
+def _address(url: str) -> str:
+    """A database's address without the password in it, even if it is not well formed."""
+    return re.sub(r":(?!//)[^@].*@|(?<=password=)[^&]*", lambda found: ":***@" * found[0].endswith("@") or "***", url)
+
+
 def _sync_one(
     report: Report, file: Path, release: NotebookNode, gradebook: Gradebook, course: CourseDirectory, config: Config
 ) -> None:
-    timestamp = _timestamp(file.parent / "timestamp.txt")
+    timestamp = arrival(file.parent / "timestamp.txt")
     gradebook.update_or_create_student(report.student)
     submission = gradebook.update_or_create_submission(
         report.assignment, report.student, timestamp=timestamp and parse_utc(timestamp)
@@ -505,13 +556,14 @@ def _sync_one(
     folder.mkdir(parents=True, exist_ok=True)
     _leave_only_notebooks(folder)
     _replace(folder / f"{report.assignment}.ipynb", nbformat.writes(notebook))
-    if timestamp:
-        _replace(folder / "timestamp.txt", timestamp)
-    else:
-        (folder / "timestamp.txt").unlink(missing_ok=True)
+    for name, content in (("timestamp.txt", timestamp), (SECRET, secret(file.parent))):
+        if content:
+            _replace(folder / name, content)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
-def _timestamp(path: Path) -> str | None:
+def arrival(path: Path) -> str | None:
     """When a submission arrived. nbgrader takes it for ungraded unless the gradebook says the same."""
     if not path.is_file():
         return None
@@ -519,7 +571,7 @@ def _timestamp(path: Path) -> str | None:
         with path.open() as file:
             text = file.read(100).strip()
         parse_utc(text)
-    except (OSError, ValueError, OverflowError) as error:
+    except (OSError, ValueError, ArithmeticError) as error:
         log.warning("%s holds no time that nbgrader can read (%s): the submission counts as one without.", path, error)
         return None
     return text
@@ -532,6 +584,43 @@ def _replace(path: Path, text: str) -> None:
     partial.write_text(text, encoding="utf-8")
     partial.chmod(0o444)
     partial.replace(path)
+
+
+# -- another database -----------------------------------------------------------------------------------------------
+
+
+def copy_gradebook(source: str, to: str) -> int:
+    """Copy all that one gradebook holds into another that holds nothing; return how many rows. It is all or nothing."""
+    _find_alembic()
+    tables, course, copied = api.Base.metadata.sorted_tables, api.Course.__table__, 0
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(_sentences(source))
+        url = make_url(source)
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+            raise GradebookError(f"There is no gradebook {_address(source)}.")
+        engine = create_engine(url)
+        opened.callback(engine.dispose)
+        if not inspect(engine).has_table("grade"):
+            raise GradebookError(f"{_address(source)} holds no gradebook.")
+        old = opened.enter_context(engine.connect()).execution_options(yield_per=1000)
+        if old.execute(text("SELECT version_num FROM alembic_version")).scalar() != api.get_alembic_version():
+            raise GradebookError(f"{_address(source)} is of another nbgrader: `nbgrader db upgrade` first.")
+        opened.enter_context(_sentences(to))
+        new = opened.enter_context(Gradebook(to, ""))
+        with new.engine.begin() as connection:
+            if any(connection.execute(select(table).limit(1)).first() for table in tables if table is not course):
+                raise GradebookError(f"{_address(to)} holds marks already: copy into an empty database.")
+            connection.execute(course.delete())
+            for table in tables:
+                for rows in old.execute(select(table)).mappings().partitions():
+                    connection.execute(table.insert(), [dict(row) for row in rows])
+                    copied += len(rows)
+                if table is course:  # SQLite does not look whether the course of an assignment is one
+                    known = set(connection.execute(select(course.c.id)).scalars())
+                    named = set(old.execute(select(api.Assignment.course_id)).scalars())
+                    for name in named - known:
+                        connection.execute(course.insert(), {"id": name})
+    return copied
 
 
 # -- what a browser may see -----------------------------------------------------------------------------------------

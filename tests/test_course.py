@@ -61,6 +61,7 @@ def test_marks_and_notebooks_follow(root: Path) -> None:
         ("leave_out = [", "cannot be understood"),
         ("left_out = []", "cannot be understood"),
         ('leave_out = ["77-nothing"]', "names 77-nothing; the chapters are 00-warm-up, 02-self-attention"),
+        ('course_id = "../another"', "cannot be understood"),
         (f'[points."{SECOND}"]\nsoftmax = 1', "has no exercise softmax; it has causal_mask"),
         (f'[points."{SECOND}"]\ncausal_mask = -1', "are not between 0 and 1,000"),
         (f'[points."{SECOND}"]\ncausal_mask = "two"', "cannot be understood"),

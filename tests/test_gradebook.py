@@ -262,6 +262,14 @@ def test_nbgrader_takes_a_synced_submission_for_autograded(course: Path, release
     assert (course / "autograded" / "ada" / NAME / "timestamp.txt").read_text() == "2026-11-22 10:00:00 JST"
 
 
+@pytest.mark.parametrize("text", ["yesterday", "10h" + "9" * 30, "9" * 60, "0000-00-00"])
+def test_a_time_that_nobody_can_read_counts_as_none(course: Path, release: NotebookNode, text: str) -> None:
+    hand_in(course, "ada", answered(release), text)
+    sync([report("ada")], course=course)
+    assert marks(course, "ada") == HALF
+    assert not (course / "autograded" / "ada" / NAME / "timestamp.txt").exists()
+
+
 def test_syncing_twice_changes_nothing(course: Path, release: NotebookNode) -> None:
     hand_in(course, "ada", answered(release))
     sync([report("ada")], course=course)
