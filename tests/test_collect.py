@@ -247,7 +247,10 @@ def test_whoever_has_marks_and_no_row_is_told(
     gradebook: Gradebook, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     exported(CanvasExport, gradebook, tmp_path, CANVAS)
-    assert "eve has marks and is not in" in caplog.text
+    told = (tmp_path / "marks-look-at.csv").read_text()
+    assert "eve,,has marks and is not in the roster" in told
+    assert "2 things to look at" in caplog.text
+    assert "eve" not in caplog.text, "a log may be read by others"
 
 
 def test_a_late_penalty_is_taken_off(gradebook: Gradebook, tmp_path: Path) -> None:
