@@ -224,7 +224,9 @@ def spreadsheet(rows: Iterable[Iterable[object]]) -> str:
     writer = csv.writer(text)
     for row in rows:
         cells = (clean(cell) if isinstance(cell, str) else cell for cell in row)
-        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" else cell for cell in cells])
+        writer.writerow(
+            [f"'{cell}" if isinstance(cell, str) and cell.startswith(tuple("=+-@\t\r")) else cell for cell in cells]
+        )
     return text.getvalue()
 
 

@@ -314,9 +314,12 @@ class SaveReport(SaveAutoGrades):
             self.save(report, nb, gradebook)
         return nb, resources
 
-    def save(self, report: Report, notebook: NotebookNode, gradebook: Gradebook) -> None:
-        """Write a report into the notebook and into the gradebook."""
-        self.gradebook = gradebook
+    def save(
+        self, report: Report, notebook: NotebookNode, gradebook: Gradebook, before: Mapping[str, str] | None = None
+    ) -> None:
+        """Write a report into the notebook and into the gradebook. `before` is what cells held when a person last
+        looked, by name, where that is known."""
+        self.gradebook, self._before = gradebook, before or {}
         self.notebook_id, self.assignment_id, self.student_id = report.assignment, report.assignment, report.student
         self._results: dict[str, ExerciseResult] = {result.exercise: result for result in report.exercises}
         show_report(notebook, report)
@@ -327,12 +330,15 @@ class SaveReport(SaveAutoGrades):
     def _add_score(self, cell: NotebookNode, resources: dict[str, Any]) -> None:
         exercise = _checked(cell)
         result = self._results.get(exercise)
-        if not exercise:
-            super()._add_score(cell, resources)
-            return
         grade = self.gradebook.find_grade(
             cell.metadata.nbgrader.grade_id, self.notebook_id, self.assignment_id, self.student_id
         )
+        if not exercise:
+            waits = grade.needs_manual_grade
+            super()._add_score(cell, resources)
+            if grade.manual_score is not None and self._before.get(grade.name) == cell.source:
+                grade.needs_manual_grade = waits  # the answer that was marked: nbgrader would ask for it again
+            return
         before = grade.auto_score
         if result is not None:
             if result.max_points != grade.max_score:
@@ -567,12 +573,12 @@ def _sync_one(
         report.assignment, report.student, timestamp=parse_utc(timestamp) if timestamp else None
     )
     notebook = submission_notebook(file, release)
-    SaveReport().save(report, notebook, gradebook)
+    folder = Path(course.format_path(course.autograded_directory, report.student, report.assignment))
+    SaveReport().save(report, notebook, gradebook, _sources(folder / f"{report.assignment}.ipynb"))
     extend(submission, rules, gradebook)
     if submission.total_seconds_late or submission.late_submission_penalty:
         resources = {"nbgrader": _ids(report.assignment, report.student, course)}
         Penalties(config=config, coursedir=course, log=_quiet).preprocess(notebook, resources)
-    folder = Path(course.format_path(course.autograded_directory, report.student, report.assignment))
     folder.mkdir(parents=True, exist_ok=True)
     _leave_only_notebooks(folder)
     _replace(folder / f"{report.assignment}.ipynb", nbformat.writes(notebook))
@@ -580,6 +586,14 @@ def _sync_one(
         _replace(folder / "timestamp.txt", timestamp)
     else:
         (folder / "timestamp.txt").unlink(missing_ok=True)
+
+
+def _sources(path: Path) -> dict[str, str]:
+    """What the cells of an autograded notebook hold, by name: what a person saw who marked it."""
+    try:
+        return {name: cell.source for name, cell in _own_cells(nbformat.read(path, as_version=4)).items()}
+    except (OSError, ValueError):  # it is not there, or somebody broke it
+        return {}
 
 
 def _timestamp(path: Path) -> str | None:
