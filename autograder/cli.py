@@ -320,7 +320,8 @@ def feedback(
     from autograder import feedback as pages
 
     for name, written in pages.write(_reports(results, assignment), output).items():
-        out.print(f"{name}: the class report is {written[-1]}, a student's page is {written[0]}", soft_wrap=True)
+        pages_of = f"{len(written) - 1} students' pages are in {output / 'feedback'}"
+        out.print(f"{name}: {pages_of}, the class report is {written[-1]}", soft_wrap=True)
 
 
 @app.command()

@@ -38,7 +38,7 @@ class _PlatformExport(ExportPlugin):
     roster = Unicode("", help="the file that the platform exports; it says who is who").tag(config=True)
     column = Unicode("", help="the roster's column with the names that students have here").tag(config=True)
 
-    notes = List(help="what staff should look at: (student, assignment, why)")
+    notes: List[tuple[str, str, str]] = List(help="what staff should look at: (student, assignment, why)")
 
     def who(self) -> Roster:
         if not self.roster:
@@ -91,7 +91,7 @@ class _PlatformExport(ExportPlugin):
             beside.write_text(
                 spreadsheet([("student", "assignment", "why"), *self.notes]), encoding="utf-8", newline=""
             )
-            self.log.warning("%d things to look at before you hand them on: %s.", len(self.notes), beside)
+            self.log.warning("Look at %s before you hand them on (lines: %d).", beside, len(self.notes))
 
 
 class CanvasExport(_PlatformExport):

@@ -29,7 +29,7 @@ from msgspec import Meta
 DAY = 24 * 60 * 60
 LONGEST = timedelta(days=366)
 
-_PART = r"(\d+(?:\.\d+)?) *(minute|hour|day|week)s?"
+_PART = r"(\d{1,6}(?:\.\d{1,6})?) *(minute|hour|day|week)s?"
 _DURATION = re.compile(rf"{_PART}(?:(?:,| and)? +{_PART})*")
 _Percent = Annotated[float, Meta(ge=0, le=100)]
 
@@ -50,11 +50,14 @@ class Late(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ZoneInfo(self.zone)
         except (OSError, ValueError, LookupError):
             return f"there is no time zone {self.zone!r}; one is called Europe/Berlin"
+        told = [self.grace]
         for more in self.extra_time.values():
-            for text in [self.grace, *([more] if isinstance(more, str) else more.values())]:
-                if _duration(text) is None:
-                    return f"{text!r} is no length of time up to a year: write such as '10 minutes', '1 day 12 hours'"
-        return "" if _duration(self.grace) is not None else f"the grace {self.grace!r} is no length of time"
+            told += [more] if isinstance(more, str) else more.values()
+        if wrong := next((text for text in told if _duration(text) is None), None):
+            return f"{wrong!r} is no length of time up to a year: write such as '10 minutes' or '1 day 12 hours'"
+        if early := next((name for name, due in self.due.items() if due.year < 2000), None):
+            return f"{early} is due in the year {self.due[early].year}"
+        return ""
 
     def chapters(self) -> set[str]:
         """The assignments that it names."""

@@ -22,6 +22,7 @@ from autograder.feedback import spreadsheet
 from autograder.report import clean
 from autograder.roster import Roster, RosterError
 from autograder.submission import Found
+from ichimon.notebook import NotebookError
 
 TABLE = "who-is-it.csv"
 LIST = "not-collected.csv"
@@ -45,7 +46,13 @@ class RosterExtractor(ExtractorPlugin):
     infos = Dict(help="a file in the folder `extracted` -> what nbgrader wants to know about it")
 
     def extract(self, archive_path: str, extracted_path: str) -> None:
-        step, into = Path(archive_path).parent, Path(extracted_path)
+        try:
+            self._extract(Path(archive_path), Path(extracted_path))
+        except OSError as error:
+            self.parent.fail(f"This could not be read or written: {error}")
+
+    def _extract(self, archive: Path, into: Path) -> None:
+        step = archive.parent
         assignment = self.parent.coursedir.assignment_id
         try:
             known = rosters.read(Path(self.roster), self.column)
@@ -53,7 +60,7 @@ class RosterExtractor(ExtractorPlugin):
         except RosterError as error:
             self.parent.fail(f"{error} (--RosterExtractor.roster=FILE says which file it is.)")
         result = Collected()
-        found = self._found(Path(archive_path), known, result)
+        found = self._found(archive, known, result)
         collect.deal(found, known, into, result, decided, step / "replaced", self.timestamps, assignment)
         taken = 0
         for student, its in result.new:
@@ -100,8 +107,11 @@ class RosterExtractor(ExtractorPlugin):
             return "the same notebook was collected before"
         if not self.force:
             return "another notebook was collected before: --force replaces it, and keeps it in _build/replaced"
-        for earlier in folder.glob("*.ipynb"):
-            collect.keep(earlier, (student, assignment))
+        try:
+            for earlier in folder.glob("*.ipynb"):
+                collect.keep(earlier, (student, assignment))
+        except (OSError, NotebookError) as error:
+            return f"what was collected before cannot be kept ({error}), so it stays"
         return ""
 
     def _tell(self, step: Path, taken: int, result: Collected, decided: dict[str, str]) -> None:
@@ -126,7 +136,7 @@ class RosterCollector(FileNameCollectorPlugin):
 
     def collect(self, submitted_file: str) -> dict[str, str] | None:
         known: dict[str, dict[str, str]] = getattr(self.parent.extractor_plugin_inst, "infos", {})
-        return known.get(submitted_file)
+        return known.get(str(Path(submitted_file)))
 
 
 def _info(student: str, notebook: Path) -> dict[str, str]:
