@@ -13,9 +13,10 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from autograder import assignment as assignments
 from autograder import submission
 from autograder.archives import TIMESTAMP
 from autograder.assignment import COURSE, UnknownAssignment
@@ -59,17 +60,18 @@ def collect(
     found: list[Found] = []
     for path in paths:
         there, troubles = submission.find([path])
-        found += outermost(there, path, roster) if path.is_dir() else there
+        found += outermost(there, path) if path.is_dir() else there
         result.troubles += troubles
     deal(found, roster, into, result, decided or {}, kept, timestamps)
     return result
 
 
-def outermost(found: Iterable[Found], folder: Path, roster: Roster) -> list[Found]:
-    """Where the outermost folder is a student's, all in it is theirs: what folders are in it, they made."""
+def outermost(found: Iterable[Found], folder: Path) -> list[Found]:
+    """All that is in a student's folder is theirs, whatever folders they made in it: the outermost says whose it is."""
     tops = ((item, item.path.relative_to(folder).parts) for item in found)
+    known = assignments.names()
     return [
-        Found(parts[0], "", item.path) if len(parts) > 1 and roster.owner(parts[0])[0] else item for item, parts in tops
+        replace(item, student=parts[0]) if len(parts) > 1 and parts[0] not in known else item for item, parts in tops
     ]
 
 

@@ -574,7 +574,9 @@ def _sync_one(
     )
     notebook = submission_notebook(file, release)
     folder = Path(course.format_path(course.autograded_directory, report.student, report.assignment))
-    SaveReport().save(report, notebook, gradebook, _sources(folder / f"{report.assignment}.ipynb"))
+    by_hand = any(grade.manual_score is not None for each in submission.notebooks for grade in each.grades)
+    before = _sources(folder / f"{report.assignment}.ipynb") if by_hand else {}
+    SaveReport().save(report, notebook, gradebook, before)
     extend(submission, rules, gradebook)
     if submission.total_seconds_late or submission.late_submission_penalty:
         resources = {"nbgrader": _ids(report.assignment, report.student, course)}

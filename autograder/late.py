@@ -55,8 +55,8 @@ class Late(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             told += [more] if isinstance(more, str) else more.values()
         if wrong := next((text for text in told if _duration(text) is None), None):
             return f"{wrong!r} is no length of time up to a year: write such as '10 minutes' or '1 day 12 hours'"
-        if early := next((name for name, due in self.due.items() if due.year < 2000), None):
-            return f"{early} is due in the year {self.due[early].year}"
+        if odd := next((name for name, due in self.due.items() if not 2000 <= due.year < 2200), None):
+            return f"{odd} is due in the year {self.due[odd].year}"
         return ""
 
     def chapters(self) -> set[str]:

@@ -20,7 +20,7 @@ from autograder import roster as rosters
 from autograder.collect import Collected
 from autograder.feedback import spreadsheet
 from autograder.report import clean
-from autograder.roster import Roster, RosterError
+from autograder.roster import RosterError
 from autograder.submission import Found
 from ichimon.notebook import NotebookError
 
@@ -60,7 +60,7 @@ class RosterExtractor(ExtractorPlugin):
         except RosterError as error:
             self.parent.fail(f"{error} (--RosterExtractor.roster=FILE says which file it is.)")
         result = Collected()
-        found = self._found(archive, known, result)
+        found = self._found(archive, result)
         collect.deal(found, known, into, result, decided, step / "replaced", self.timestamps, assignment)
         taken = 0
         for student, its in result.new:
@@ -77,7 +77,7 @@ class RosterExtractor(ExtractorPlugin):
             stamp.unlink()  # nbgrader would take it for a submission
         self._tell(step, taken, result, decided)
 
-    def _found(self, folder: Path, known: Roster, result: Collected) -> list[Found]:
+    def _found(self, folder: Path, result: Collected) -> list[Found]:
         """The notebooks in a folder and in the archives in it.
 
         An archive is one student's and called after them, and no name in it makes anything somebody else's.
@@ -92,7 +92,7 @@ class RosterExtractor(ExtractorPlugin):
             found += there if self.whole_class else [Found(_stem(path.name), "", item.path) for item in there]
         if len(packed) < len(entries):
             there, sentences = submission.find([folder])
-            found += collect.outermost(there, folder, known)
+            found += collect.outermost(there, folder)
             result.troubles += sentences
         return found
 

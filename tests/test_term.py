@@ -134,8 +134,12 @@ def test_folders_in_a_students_folder_are_theirs(tmp_path: Path, roster: Path, i
     own = tmp_path / "class" / "aya" / inside
     own.mkdir(parents=True)
     (own / f"{NAME}.ipynb").write_bytes(NOTEBOOK)
+    stranger = tmp_path / "class" / "eve" / inside
+    stranger.mkdir(parents=True)
+    (stranger / f"{NAME}.ipynb").write_bytes(OTHER)
     done = collect([tmp_path / "class"], rosters.read(roster), tmp_path / "submitted", kept=tmp_path / "kept")
     assert done.new == [("aya", NAME)]
+    assert list(done.asked) == ["eve"]
 
 
 def test_a_link_in_a_folder_brings_nobody_the_solution(tmp_path: Path, roster: Path) -> None:
