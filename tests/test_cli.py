@@ -374,7 +374,7 @@ def test_marks_move_in_the_gradebook_after_they_were_listed_and_a_persons_stands
     monkeypatch.setattr(
         gradebooks,
         "sync",
-        lambda *a, **k: (said_before.append(sys.stdout.getvalue()), sync(*a, **k)),  # type: ignore[attr-defined]
+        lambda *a, **k: (said_before.append(sys.stdout.getvalue()), sync(*a, **k))[1],  # type: ignore[attr-defined]
     )
     written = command(*arguments)
     assert listed in written.out
