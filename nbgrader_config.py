@@ -45,9 +45,15 @@ c.Autograde.exporter_class = "autograder.gradebook.SubmissionExporter"
 c.Autograde.sanitize_preprocessors = ["autograder.gradebook.Sanitise", "nbgrader.preprocessors.CheckCellMetadata"]
 c.Autograde.autograde_preprocessors = [
     "autograder.gradebook.SaveReport",
-    "nbgrader.preprocessors.AssignLatePenalties",
+    "autograder.gradebook.Penalties",
     "nbgrader.preprocessors.CheckCellMetadata",
 ]
+# What late work costs stands in course.toml; without that, nothing.
+c.AssignLatePenalties.plugin_class = "autograder.gradebook.CoursePenalty"
+
+# nbgrader's own unpack what students packed with their hands, and believe what a file is called.
+c.ZipCollectApp.extractor_plugin = "autograder.zipcollect.RosterExtractor"
+c.ZipCollectApp.collector_plugin = "autograder.zipcollect.RosterCollector"
 
 # nbgrader's own templates print a student's Markdown as it is, whatever sanitize_html says.
 c.HTMLExporter.filters = {"markdown2html": "autograder.gradebook.safe_markdown"}

@@ -125,13 +125,12 @@ def _copied(members: Iterator[Member], folder: Path) -> tuple[dict[PurePosixPath
         spellings[names.letters(str(path))] += 1
         if spellings[names.letters(str(path))] > 1:
             continue
-        place = f"{len(folders)}-{re.sub(r'[^0-9A-Za-z]+', '-', str(path.parent))[:60]}"
-        ours = folders.setdefault(path.parent, folder / place.rstrip("-"))
+        ours = folders.setdefault(path.parent, folder / str(len(folders)))  # who it is from is in no file's name
         ours.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = ours / f".partial-{os.getpid()}"
         partial.write_bytes(member.data)
-        harmless = re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,79}", path.name)
-        copies[path] = partial.replace(ours / (path.name if harmless else f"~{len(copies)}.ipynb"))
+        telling = path.name == TIMESTAMP or path.stem in assignments.names()
+        copies[path] = partial.replace(ours / (path.name if telling else f"notebook-{len(copies)}.ipynb"))
     for path in [path for path in copies if spellings[names.letters(str(path))] > 1]:
         copies.pop(path).unlink()
         sentences.append(f"“{clean(str(path), 80)}” is in it more than once, perhaps in other letters: none was read")

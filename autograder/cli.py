@@ -196,9 +196,9 @@ def _settle(
     files = {(student, assignment): stored.files(student, assignment)[0].path for student, assignment in watch.whose}
     files |= {(item.found.student, item.unreadable): item.found.path for item in unreadable}
     files |= {(item.student, item.assignment): item.path for item in found}  # as it is, whatever bytes its name holds
-    gradebooks.sync(itertools.chain(reports, empty), _url(gradebook), files=files)
+    more = gradebooks.sync(itertools.chain(reports, empty), _url(gradebook), files=files)
     stored.announce(marks)
-    return len(moves), [f"The gradebook is up to date ({told})."]
+    return len(moves), [*more, f"The gradebook is up to date ({told})."]
 
 
 @app.command()
@@ -276,6 +276,10 @@ def collect(
     table: Annotated[
         Path, typer.Option(help="Where you are asked whose a file is, and answer: fill in its column `student`.")
     ] = Path("who-is-it.csv"),
+    timestamps: Annotated[
+        bool,
+        typer.Option("--timestamps", help="Believe each timestamp.txt: only where no student can have written it."),
+    ] = False,
 ) -> None:
     """Put what was handed in into submitted/<student>/<assignment>/, whatever the platform calls it.
 
@@ -290,7 +294,7 @@ def collect(
 
     known = rosters.read(roster, column)
     decided = collection.decisions(table, known) if table.exists() else {}
-    done = collection.collect(paths, known, into, decided)
+    done = collection.collect(paths, known, into, decided, timestamps=timestamps)
     for trouble in done.troubles:
         err.print(escape(trouble))
     counts = {"new": done.new, "in the place of an earlier one": done.replaced, "as before": done.as_before}
@@ -320,14 +324,17 @@ def copy_gradebook(
 @app.command()
 def feedback(
     results: ResultsFile = None,
-    output: Annotated[Path, typer.Option(help="The folder for the pages.")] = Path("_build/feedback"),
+    output: Annotated[
+        Path, typer.Option(help="The folder for feedback/<student>/<assignment>/ and report/<assignment>/.")
+    ] = Path("_build"),
     assignment: Annotated[str, typer.Option(help="Only this assignment.")] = "",
 ) -> None:
-    """Write a page for each student and a report of the class."""
+    """Write a page for each student, and for staff a report of the class."""
     from autograder import feedback as pages
 
     for name, written in pages.write(_reports(results, assignment), output).items():
-        out.print(f"{name}: the class report is {written[-1]}, a student's page is {written[0]}", soft_wrap=True)
+        pages_of = f"{len(written) - 1} students' pages are in {output / 'feedback'}"
+        out.print(f"{name}: {pages_of}, the class report is {written[-1]}", soft_wrap=True)
 
 
 @app.command()

@@ -8,6 +8,8 @@ gradebook = "postgresql:///ichimon"                 # instead of gradebook.db: d
 [points."02-self-attention"]                        # instead of what the notebook's author thought
 causal_mask = 2
 attention = 8
+
+`autograder/late.py` shows the table [late].
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Annotated
 
 import msgspec
 
+from autograder.late import Late
 from ichimon import notebook
 from ichimon.notebook import Cell, NotebookError
 
@@ -38,6 +41,7 @@ class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     course_id: Annotated[str, msgspec.Meta(pattern=r"\A\w[\w.-]*\Z")] = "ichimon"
     exchange: str = ""
     gradebook: str = ""
+    late: Late = Late()
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Course:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
             raise CourseError(f"{FILE} cannot be understood: {error}.") from error
         there = {source.stem for source in (self.root / "solutions").glob("*.py")}
-        if unknown := sorted((given.leave_out | set(given.points)) - there):
+        if unknown := sorted((given.leave_out | set(given.points) | given.late.chapters()) - there):
             raise CourseError(f"{FILE} names {unknown[0]}; the chapters are {', '.join(sorted(there))}.")
         for chapter, points in given.points.items():
             exercises = notebook.exercises(self.root / "solutions" / f"{chapter}.py")
@@ -64,6 +68,8 @@ class Course:
                 raise CourseError(f"{FILE}: {chapter} has no exercise {missing[0]}; it has {', '.join(exercises)}.")
             if wrong := next((name for name, value in points.items() if not 0 <= value <= 1000), None):
                 raise CourseError(f"{FILE}: {points[wrong]:g} points for {wrong} are not between 0 and 1,000.")
+        if trouble := given.late.trouble():
+            raise CourseError(f"{FILE}, [late]: {trouble}.")
         return given
 
     @property

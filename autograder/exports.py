@@ -17,11 +17,10 @@ from typing import ClassVar
 from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.converters.base import NbGraderException
 from nbgrader.plugins.export import ExportPlugin
-from traitlets import Bool, Unicode
+from traitlets import Bool, List, Unicode
 
 from autograder import roster as rosters
-from autograder.feedback import number
-from autograder.report import clean
+from autograder.feedback import number, spreadsheet
 from autograder.roster import Kind, Roster, RosterError
 
 CANVAS_READS = ("Student", "ID", "SIS User ID", "SIS Login ID", "Section")
@@ -38,6 +37,8 @@ class _PlatformExport(ExportPlugin):
 
     roster = Unicode("", help="the file that the platform exports; it says who is who").tag(config=True)
     column = Unicode("", help="the roster's column with the names that students have here").tag(config=True)
+
+    notes: List[tuple[str, str, str]] = List(help="what staff should look at: (student, assignment, why)")
 
     def who(self) -> Roster:
         if not self.roster:
@@ -66,14 +67,14 @@ class _PlatformExport(ExportPlugin):
             except MissingEntry:
                 continue
             if submission.needs_manual_grade:
-                self.log.warning("%s, %s: a person has yet to mark something in it.", clean(student, 40), assignment)
+                self.notes.append((student, assignment, "a person has yet to mark something in it"))
             found[student] = number(max(0.0, submission.score - (submission.late_submission_penalty or 0.0)))
         return found
 
-    def tell_strangers(self, gradebook: Gradebook, students: Iterable[str]) -> None:
+    def note_strangers(self, gradebook: Gradebook, students: Iterable[str]) -> None:
         """Nobody's mark is lost without a word."""
         for student in sorted({each.id for each in gradebook.students} - set(students)):
-            self.log.warning("%s has marks and is not in %s.", clean(student, 40), self.roster)
+            self.notes.append((student, "", "has marks and is not in the roster"))
 
     def write(self, columns: Iterable[str], rows: Iterable[Mapping[str, str]]) -> None:
         to = Path(self.to or f"{self.kind}-marks.csv")
@@ -84,6 +85,13 @@ class _PlatformExport(ExportPlugin):
             writer.writerows(rows)
         partial.replace(to)
         self.log.info("The marks are in %s.", to)
+        beside = to.with_name(f"{to.stem}-look-at.csv")  # and not in the log, which others may read
+        beside.unlink(missing_ok=True)
+        if self.notes:
+            beside.write_text(
+                spreadsheet([("student", "assignment", "why"), *self.notes]), encoding="utf-8", newline=""
+            )
+            self.log.warning("Look at %s before you hand them on (lines: %d).", beside, len(self.notes))
 
 
 class CanvasExport(_PlatformExport):
@@ -115,7 +123,7 @@ class CanvasExport(_PlatformExport):
                 rows.insert(0, possible)
                 owners = {place + 1: owner for place, owner in owners.items()}
             possible[column] = number(gradebook.find_assignment(assignment).max_score)
-        self.tell_strangers(gradebook, owners.values())
+        self.note_strangers(gradebook, owners.values())
         self.write(columns, rows)
 
 
@@ -147,7 +155,7 @@ class MoodleExport(_PlatformExport):
                 )
             share = most / possible if self.scale and most is not None and possible else 1
             row["Grade"] = number(float(mark) * share)
-        self.tell_strangers(gradebook, who.students.values())
+        self.note_strangers(gradebook, who.students.values())
         self.write(sheet.columns, rows)
 
 

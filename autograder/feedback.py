@@ -215,40 +215,46 @@ def tables(reports: list[Report]) -> dict[str, str]:
         for result in report.exercises
         for test in result.tests
     ]
-    return {"marks.csv": _csv(marks), "claims.csv": _csv(claims)}
+    return {"marks.csv": spreadsheet(marks), "claims.csv": spreadsheet(claims)}
 
 
-def _csv(rows: Iterable[Iterable[object]]) -> str:
+def spreadsheet(rows: Iterable[Iterable[object]]) -> str:
     """No cell begins like a formula: a spreadsheet would calculate what a student wrote."""
     text = io.StringIO()
     writer = csv.writer(text)
     for row in rows:
         cells = (clean(cell) if isinstance(cell, str) else cell for cell in row)
-        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" else cell for cell in cells])
+        writer.writerow(
+            [f"'{cell}" if isinstance(cell, str) and cell.startswith(tuple("=+-@\t\r")) else cell for cell in cells]
+        )
     return text.getvalue()
 
 
 def write(reports: Collection[Report], folder: Path) -> dict[str, list[Path]]:
-    """Write every student's page, the tables as CSV and, last, the class report, into a folder for each assignment."""
+    """Write every student's page into feedback/, as nbgrader does, and for staff, into a folder without names, the
+    tables as CSV and, last, the class report."""
     written: dict[str, list[Path]] = {}
     for report in reports:
         pages = written.setdefault(report.assignment, [])
-        pages.append(folder / report.assignment / f"{_file_name(report.student)}.html")
+        own = folder / "feedback" / _folder_name(report.student) / report.assignment
+        pages.append(own / f"{report.assignment}.html")
         pages[-1].parent.mkdir(parents=True, exist_ok=True)
         pages[-1].write_text(page(report), encoding="utf-8")
     for assignment, pages in written.items():
         graded = [report for report in reports if report.assignment == assignment]
+        for_staff = folder / "report" / assignment
+        for_staff.mkdir(parents=True, exist_ok=True)
         for name, text in tables(graded).items():
-            (folder / assignment / name).write_text(text, encoding="utf-8")
-        pages.append(folder / assignment / "class-report.html")
+            (for_staff / name).write_text(text, encoding="utf-8")
+        pages.append(for_staff / "class-report.html")
         pages[-1].write_text(class_report(graded), encoding="utf-8")
     return written
 
 
-def _file_name(student: str) -> str:
-    """A student's name as the name of a file: as it is where it is harmless, else with a hash that keeps it apart."""
+def _folder_name(student: str) -> str:
+    """A student's name as the name of a folder: as it is where it is harmless, else with a hash that keeps it apart."""
     harmless = re.sub(r"[^\w.@+-]", "_", student)[:80].lstrip(".")
-    if harmless == student and harmless != "class-report":
+    if harmless == student:
         return harmless
     return f"{harmless}-{hashlib.sha256(student.encode(errors='replace')).hexdigest()[:8]}"
 

@@ -35,23 +35,26 @@ from nbgrader import api
 from nbgrader.api import Gradebook, InvalidEntry, MissingEntry
 from nbgrader.converters.base import NbGraderException
 from nbgrader.coursedir import CourseDirectory
+from nbgrader.plugins import LateSubmissionPlugin
 from nbgrader.preprocessors import AssignLatePenalties, NbGraderPreprocessor, SaveAutoGrades, SaveCells
 from nbgrader.utils import is_grade, is_solution, parse_utc
 from sqlalchemy import create_engine, func, inspect, make_url, select, text
 from sqlalchemy.exc import ArgumentError, SAWarning, SQLAlchemyError
 from tornado.log import app_log
+from traitlets import Instance, default
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
-from autograder.course import Course
+from autograder.course import Course, CourseError
 from autograder.feedback import comment, number, plain
+from autograder.late import Late
 from autograder.report import LONGEST_OUTPUT, ExerciseResult, Report, clean
 from autograder.results import Key, Move
 from ichimon.notebook import Cell, NotebookError, cells
 
-log = logging.getLogger(__name__)
 # seconds: PostgreSQL's library would wait minutes for a host that is gone
 os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
+_quiet = logging.Logger(__name__, logging.ERROR)  # nbgrader says who is late; a student's name is not for our log
 # of SQLAlchemy 2 about how nbgrader adds a submission, one screen of them a command; what it adds is right
 warnings.filterwarnings("ignore", "Object of type .* not in session", SAWarning, r"nbgrader\.api")
 
@@ -85,11 +88,12 @@ def released(assignment: str, course: CourseDirectory) -> NotebookNode:
 
 
 def register(assignment: str, course: CourseDirectory) -> None:
-    """Make the assignment's cells and points known to the course's gradebook, unless they are."""
+    """Make the assignment's cells and points, and when it is due, known to the course's gradebook, unless they are."""
     notebook = released(assignment, course)
+    due = late_rules(course).until(assignment)
     _find_alembic()
     with Gradebook(course.db_url, course.course_id) as gradebook:
-        gradebook.update_or_create_assignment(assignment)
+        gradebook.update_or_create_assignment(assignment, **({"duedate": due} if due else {}))
         if _registered(assignment, gradebook) == _described(notebook):
             return
     try:
@@ -109,6 +113,14 @@ def due(assignment: str, course: CourseDirectory) -> datetime | None:
             return gradebook.find_assignment(assignment).duedate
         except MissingEntry:
             return None
+
+
+def late_rules(course: CourseDirectory) -> Late:
+    """What the course's course.toml says about late work."""
+    try:
+        return Course(Path(course.root)).settings.late
+    except CourseError as error:
+        raise GradebookError(str(error)) from error
 
 
 def _ids(assignment: str, student: str, course: CourseDirectory) -> dict[str, str]:
@@ -336,9 +348,12 @@ class SaveReport(SaveAutoGrades):
             self.save(report, nb, gradebook)
         return nb, resources
 
-    def save(self, report: Report, notebook: NotebookNode, gradebook: Gradebook) -> None:
-        """Write a report into the notebook and into the gradebook."""
-        self.gradebook = gradebook
+    def save(
+        self, report: Report, notebook: NotebookNode, gradebook: Gradebook, before: Mapping[str, str] | None = None
+    ) -> None:
+        """Write a report into the notebook and into the gradebook. `before` is what cells held when a person last
+        looked, by name, where that is known."""
+        self.gradebook, self._before = gradebook, before or {}
         self.notebook_id, self.assignment_id, self.student_id = report.assignment, report.assignment, report.student
         self._results: dict[str, ExerciseResult] = {result.exercise: result for result in report.exercises}
         show_report(notebook, report)
@@ -349,12 +364,15 @@ class SaveReport(SaveAutoGrades):
     def _add_score(self, cell: NotebookNode, resources: dict[str, Any]) -> None:
         exercise = _checked(cell)
         result = self._results.get(exercise)
-        if not exercise:
-            super()._add_score(cell, resources)
-            return
         grade = self.gradebook.find_grade(
             cell.metadata.nbgrader.grade_id, self.notebook_id, self.assignment_id, self.student_id
         )
+        if not exercise:
+            waits = grade.needs_manual_grade
+            super()._add_score(cell, resources)
+            if grade.manual_score is not None and self._before.get(grade.name) == cell.source:
+                grade.needs_manual_grade = waits  # the answer that was marked: nbgrader would ask for it again
+            return
         before = grade.auto_score
         if result is not None:
             if result.max_points != grade.max_score:
@@ -379,6 +397,47 @@ class SaveReport(SaveAutoGrades):
             return
         found = self.gradebook.find_comment(result.exercise, self.notebook_id, self.assignment_id, self.student_id)
         found.auto_comment = comment(result)
+
+
+# -- late work ------------------------------------------------------------------------------------------------------
+
+
+class CoursePenalty(LateSubmissionPlugin):
+    """nbgrader's plugin for what course.toml says; where it says nothing, as nbgrader has it."""
+
+    parent: Penalties
+
+    def late_submission_penalty(self, student_id: str, score: float, total_seconds_late: float) -> float | None:
+        rules, made = late_rules(self.parent.coursedir), self.parent
+        if not rules.per_day:
+            return super().late_submission_penalty(student_id, score, total_seconds_late)
+        notebook = made.gradebook.find_submission_notebook(made.notebook_id, made.assignment_id, student_id)
+        return rules.penalty(total_seconds_late, notebook.max_score)
+
+
+class Penalties(AssignLatePenalties):
+    """Last step of `nbgrader autograde`: who has extra time gets it before nbgrader counts the seconds."""
+
+    coursedir = Instance(CourseDirectory)
+
+    @default("coursedir")
+    def _its_course(self) -> CourseDirectory:
+        return _course(self.parent)
+
+    def preprocess(self, nb: NotebookNode, resources: dict[str, Any]) -> tuple[NotebookNode, dict[str, Any]]:
+        ids = resources["nbgrader"]
+        with Gradebook(ids["db_url"]) as gradebook:
+            extend(gradebook.find_submission(ids["assignment"], ids["student"]), late_rules(self.coursedir), gradebook)
+        made: tuple[NotebookNode, dict[str, Any]] = super().preprocess(nb, resources)
+        return made
+
+
+def extend(submission: api.SubmittedAssignment, rules: Late, gradebook: Gradebook) -> None:
+    """Extra time as nbgrader keeps it. Where course.toml gives none to anybody, what the gradebook has stands."""
+    extra = rules.extra(submission.student_id, submission.name) if submission.assignment.duedate else None
+    if rules.extra_time and submission.extension != extra:
+        submission.extension = extra
+        gradebook.db.commit()
 
 
 # -- what it holds --------------------------------------------------------------------------------------------------
@@ -459,15 +518,17 @@ def sync(
     gradebook: str = "",
     course: Path | None = None,
     files: Mapping[tuple[str, str], Path] | None = None,
-) -> None:
+) -> list[str]:
     """Bring a class's Reports into nbgrader: leave what `nbgrader autograde` would leave in its gradebook and folders.
 
     `course` is the course's folder, by default this one; `gradebook` is a database URL, by default the course's own.
     `files` says where the file of a (student, assignment) is that does not lie in submitted/<student>/<assignment>/.
-    Doing it twice changes nothing.
+    Doing it twice changes nothing. Returns what staff should know, in sentences.
     """
     directory, config = _directory(gradebook, course)
+    rules = late_rules(directory)
     known: dict[str, NotebookNode] = {}
+    told: list[str] = []
     _find_alembic()
     with (
         _sentences(directory.db_url),
@@ -482,7 +543,16 @@ def sync(
                 register(assignment, directory)
                 known[assignment] = released(assignment, directory)
             file = (files or {}).get((student, assignment)) or _submitted(student, assignment, directory)
-            _sync_one(report, file, known[assignment], opened, directory, config)
+            timestamp = arrival(file.parent / "timestamp.txt")
+            if timestamp is None:
+                told.append(
+                    f"{clean(student, 40)}'s timestamp.txt holds no time that nbgrader can read: it counts as none."
+                )
+            _sync_one(report, file, timestamp or "", known[assignment], opened, (directory, config, rules))
+        there = {student.id for student in opened.students}
+        if absent := [clean(student, 40) for student in rules.extra_time if student not in there]:
+            told.append(f"course.toml gives extra time to {', '.join(absent)}, of whom there is nothing so far.")
+    return told
 
 
 def _directory(gradebook: str, course: Path | None) -> tuple[CourseDirectory, Config]:
@@ -540,19 +610,27 @@ def _address(url: str) -> str:
 
 
 def _sync_one(
-    report: Report, file: Path, release: NotebookNode, gradebook: Gradebook, course: CourseDirectory, config: Config
+    report: Report,
+    file: Path,
+    timestamp: str,
+    release: NotebookNode,
+    gradebook: Gradebook,
+    how: tuple[CourseDirectory, Config, Late],
 ) -> None:
-    timestamp = arrival(file.parent / "timestamp.txt")
+    course, config, rules = how
     gradebook.update_or_create_student(report.student)
     submission = gradebook.update_or_create_submission(
-        report.assignment, report.student, timestamp=timestamp and parse_utc(timestamp)
+        report.assignment, report.student, timestamp=parse_utc(timestamp) if timestamp else None
     )
     notebook = submission_notebook(file, release)
-    SaveReport().save(report, notebook, gradebook)
+    folder = Path(course.format_path(course.autograded_directory, report.student, report.assignment))
+    by_hand = any(grade.manual_score is not None for each in submission.notebooks for grade in each.grades)
+    before = _sources(folder / f"{report.assignment}.ipynb") if by_hand else {}
+    SaveReport().save(report, notebook, gradebook, before)
+    extend(submission, rules, gradebook)
     if submission.total_seconds_late or submission.late_submission_penalty:
         resources = {"nbgrader": _ids(report.assignment, report.student, course)}
-        AssignLatePenalties(config=config).preprocess(notebook, resources)
-    folder = Path(course.format_path(course.autograded_directory, report.student, report.assignment))
+        Penalties(config=config, coursedir=course, log=_quiet).preprocess(notebook, resources)
     folder.mkdir(parents=True, exist_ok=True)
     _leave_only_notebooks(folder)
     _replace(folder / f"{report.assignment}.ipynb", nbformat.writes(notebook))
@@ -563,16 +641,26 @@ def _sync_one(
             (folder / name).unlink(missing_ok=True)
 
 
+def _sources(path: Path) -> dict[str, str]:
+    """What the cells of an autograded notebook hold, by name: what a person saw who marked it."""
+    try:
+        return {name: cell.source for name, cell in _own_cells(nbformat.read(path, as_version=4)).items()}
+    except (OSError, ValueError):  # it is not there, or somebody broke it
+        return {}
+
+
 def arrival(path: Path) -> str | None:
-    """When a submission arrived. nbgrader takes it for ungraded unless the gradebook says the same."""
+    """When a submission arrived, "" where nothing says so, None for what is no time.
+
+    nbgrader takes a submission for ungraded unless the gradebook says the same.
+    """
     if not path.is_file():
-        return None
+        return ""
     try:
         with path.open() as file:
             text = file.read(100).strip()
         parse_utc(text)
-    except (OSError, ValueError, ArithmeticError) as error:
-        log.warning("%s holds no time that nbgrader can read (%s): the submission counts as one without.", path, error)
+    except (OSError, ValueError, ArithmeticError):
         return None
     return text
 

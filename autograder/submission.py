@@ -137,7 +137,7 @@ def assignment_of(found: Found) -> str:
     known = assignments.names()
     if found.assignment:  # whatever the file says or holds
         return found.assignment
-    data = _bytes(found.path)
+    data = content(found.path)
     stated = ichimon.notebook.assignment(found.path, data)
     if stated in known:
         return stated
@@ -158,7 +158,7 @@ def read(found: Found, assignment: Assignment) -> Submission:
     try:
         if wrong := names.trouble(student):
             raise NotebookError(wrong)
-        data = _bytes(found.path)
+        data = content(found.path)
     except (OSError, NotebookError) as error:
         text = (
             str(error)
@@ -181,7 +181,7 @@ def from_sources(name: str, assignment: Assignment, sources: Sequence[tuple[str,
     return Submission(name, assignment.name, sha, cells)
 
 
-def _bytes(path: Path) -> bytes:
+def content(path: Path) -> bytes:
     """A file's bytes, read once: what is hashed is what runs, whoever changes the file meanwhile.
 
     Links could point at anything the grader may read, pipes never end, devices do worse.

@@ -149,8 +149,11 @@ def test_without_results_the_next_step_is_named_and_no_file_is_left(
 def test_feedback_writes_a_page_for_each_and_says_where(graded: Graded, command: Command, tmp_path: Path) -> None:
     ran = command("feedback", "--results", graded.results, "--output", tmp_path)
     assert ran.code == 0
-    pages = {path.stem for path in tmp_path.rglob("*.html")}
-    assert pages == {*graded.reports, "class-report"}
+    pages = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.html")}
+    own = {
+        f"feedback/{student}/{report.assignment}/{report.assignment}.html" for student, report in graded.reports.items()
+    }
+    assert pages == {*own, "report/02-self-attention/class-report.html"}
     assert "class-report.html" in ran.out
     for path in tmp_path.rglob("*.html"):
         assert "<script" not in path.read_text(encoding="utf-8").lower()
@@ -371,7 +374,7 @@ def test_marks_move_in_the_gradebook_after_they_were_listed_and_a_persons_stands
     monkeypatch.setattr(
         gradebooks,
         "sync",
-        lambda *a, **k: (said_before.append(sys.stdout.getvalue()), sync(*a, **k)),  # type: ignore[attr-defined]
+        lambda *a, **k: (said_before.append(sys.stdout.getvalue()), sync(*a, **k))[1],  # type: ignore[attr-defined]
     )
     written = command(*arguments)
     assert listed in written.out

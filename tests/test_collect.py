@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import zipfile
 from pathlib import Path
 
@@ -247,7 +248,10 @@ def test_whoever_has_marks_and_no_row_is_told(
     gradebook: Gradebook, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     exported(CanvasExport, gradebook, tmp_path, CANVAS)
-    assert "eve has marks and is not in" in caplog.text
+    told = (tmp_path / "marks-look-at.csv").read_text()
+    assert "eve,,has marks and is not in the roster" in told
+    assert "(lines: 3)" in caplog.text
+    assert re.search(r"\beve\b", caplog.text) is None, "a log may be read by others"
 
 
 def test_a_late_penalty_is_taken_off(gradebook: Gradebook, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
@@ -346,6 +347,99 @@ def test_late_work_loses_what_the_plugin_says(course: Path, release: NotebookNod
     hand_in(course, "ada", answered(release), "2026-11-22 10:00:00 UTC")
     sync([report("ada")], course=course)
     assert gradebook.find_submission(NAME, "ada").late_submission_penalty == 1
+
+
+RULES = """
+[late]
+per_day = 10
+at_most = 50
+grace = "10 minutes"
+[late.due]
+"07-tiny" = 2026-11-20T00:00:00Z
+[late.extra_time]
+cy = "2 days"
+"""
+
+
+def test_both_ways_of_grading_charge_the_same(course: Path, release: NotebookNode, grader: dict[str, Report]) -> None:
+    """Of 9 points: two days begun, too late by far, within extra time, within the grace, and without a time."""
+    (course / "solutions").mkdir()
+    (course / "solutions" / f"{NAME}.py").touch()
+    (course / "course.toml").write_text(RULES)
+    ours = shutil.copytree(course, course.with_name("ours"))
+    came = {"ada": "2026-11-21 00:00:01 UTC", "bob": "2026-12-24 10:00:00 UTC", "cy": "2026-11-21 23:59:00 UTC"}
+    came |= {"dee": "2026-11-20 00:09:00 UTC", "eli": ""}
+    for student, stamp in came.items():
+        grader[student] = report(student)
+        for root in (course, ours):
+            hand_in(root, student, answered(release), stamp)
+    assert nbgrader(course, "autograde", NAME) == 0
+    assert sync(grader.values(), course=ours) == []
+    expected = {"ada": 1.8, "bob": 3.0, "cy": 0.0, "dee": 0.0, "eli": 0.0}  # bob has 3 points, and half of 9 are more
+    for root in (course, ours):
+        assert charged(root) == expected
+    with Gradebook(directory(ours).db_url) as opened:
+        assert opened.find_assignment(NAME).duedate == datetime(2026, 11, 20)
+        assert opened.find_submission(NAME, "cy").extension == timedelta(days=2), "nbgrader shows the same"
+    (ours / "course.toml").write_text(RULES.replace("cy = ", "dee = "))
+    told = sync(grader.values(), course=ours)
+    assert charged(ours) == {**expected, "cy": 1.8}, "the extra time is another's now"
+    (ours / "course.toml").write_text(RULES.replace("cy = ", "zoe = "))
+    assert "course.toml gives extra time to zoe, of whom there is nothing so far." in sync(grader.values(), course=ours)
+    assert told == []
+    (ours / "course.toml").unlink()
+    sync(grader.values(), course=ours)
+    assert set(charged(ours).values()) == {0.0}, "without settings nothing is lost"
+
+
+def charged(course: Path) -> dict[str, float]:
+    with Gradebook(directory(course).db_url) as opened:
+        return {each.student_id: each.late_submission_penalty for each in opened.assignment_submissions(NAME)}
+
+
+def test_who_is_late_is_in_no_log_of_ours(
+    course: Path, release: NotebookNode, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (course / "solutions").mkdir()
+    (course / "solutions" / f"{NAME}.py").touch()
+    (course / "course.toml").write_text(RULES)
+    hand_in(course, "ada", answered(release), "2026-11-22 10:00:00 UTC")
+    hand_in(course, "bob", answered(release), "yesterday")
+    (told,) = [line for line in sync([report("ada"), report("bob")], course=course) if "bob" in line]
+    assert "holds no time that nbgrader can read" in told
+    assert charged(course) == {"ada": 2.7, "bob": 0.0}
+    assert caplog.text == ""
+    assert "ada" not in "".join(capfd.readouterr())
+
+
+def test_what_course_toml_gets_wrong_is_a_sentence(course: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (course / "course.toml").write_text("[late]\nper_day = 1000\n")
+    with pytest.raises(GradebookError, match=r"course\.toml cannot be understood"):
+        sync([], course=course)
+    hand_in(course, "ada", "{}")
+    assert nbgrader(course, "autograde", NAME) != 0
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_marked_answer_waits_for_nobody_until_it_changes(
+    course: Path, release: NotebookNode, gradebook: Gradebook
+) -> None:
+    notebook = answered(release)
+    named(notebook, "why").source = "Because."
+    path = hand_in(course, "ada", notebook)
+    sync([report("ada")], course=course)
+    grade = gradebook.find_grade("why", NAME, NAME, "ada")
+    assert grade.needs_manual_grade
+    grade.manual_score, grade.needs_manual_grade = 3.0, False  # what formgrader does
+    gradebook.db.commit()
+    sync([report("ada")], course=course)
+    gradebook.db.refresh(grade)
+    assert (grade.score, grade.needs_manual_grade) == (3.0, False)
+    named(notebook, "why").source = "Because of something else."
+    path.write_text(nbformat.writes(notebook))
+    sync([report("ada")], course=course)
+    gradebook.db.refresh(grade)
+    assert (grade.score, grade.needs_manual_grade) == (3.0, True), "this answer nobody has read"
 
 
 # -- what it holds, and what would move -----------------------------------------------------------------------------
