@@ -205,6 +205,7 @@ def leave_root(uid: int) -> None:
     for capability in set(range(64)) - set(kept):
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
     check(libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0), "keeping three capabilities")
+    os.setsid()
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
