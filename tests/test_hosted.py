@@ -17,10 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import NIGHTLY, Command
 from test_attacks import ATTACKS, CODE, THROUGH, answer
 
+from autograder import assignment as assignments
+from autograder import hosted
 from autograder.authoring import package
+from autograder.course import Course
+from autograder.submission import find
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -40,7 +45,7 @@ from autograder.sandbox.selftest import require, self_test
 
 place = Path("/autograder")
 hidden = [place / name for name in ("source", "submission", "results", "cases", "submission_metadata.json")]
-limits = Limits(cpu_seconds=1, wall_seconds=3, total_seconds=8, lost_workers=2, memory=600 << 20, threads=16)
+limits = Limits(cpu_seconds=1, wall_seconds=12, total_seconds=20, lost_workers=2, memory=600 << 20, threads=16)
 graders = Graders(limits, lambda limits: Container(limits, hidden))
 told = {{}}
 for case in sorted((place / "cases").iterdir()):
@@ -268,7 +273,7 @@ def test_a_students_text_stays_text(graded: dict[str, Any]) -> None:
 
 
 # These look for namespaces of their own, or count on what only bubblewrap shows; what they want to do is tried above.
-OTHER_WALLS = {"read-proc", "read-parents_memory", "persist-file_for_the_next", "interfere-kill_parent"}
+OTHER_WALLS = {"read-proc", "read-parents_memory", "persist-file_for_the_next"}
 
 
 @ROOTS_ONLY
@@ -310,3 +315,212 @@ def test_without_root_the_container_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(JailError, match="Only root"):
         Container()
+
+
+# -- what is in the packages ----------------------------------------------------------------------------------------
+
+LIBRARIES = {*package.PACKAGES, "_pytest", "markupsafe"}  # the last two come with those before them
+INSIDE = {"wire", "worker"}  # beside the zygote
+
+
+def test_the_zip_holds_one_assignment(zipped: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(zipped) as archive:
+        modes = {entry.filename: entry.external_attr >> 16 for entry in archive.infolist()}
+    files = set(modes)
+    assert [file for file, mode in modes.items() if mode & 0o111] == ["run_autograder", "setup.sh"]
+    assert {file for file in files if file.startswith("solutions/")} == {f"solutions/{NAME}.py"}
+    assert {file for file in files if "/mistakes/" in file} == {f"autograder/mistakes/{NAME}.py"}
+    assert {file for file in files if "/tests/test_" in file} == {"autograder/tests/test_02_self_attention.py"}
+    assert not [file for file in files if re.search("families|alternatives|authoring|examples|gradebook", file)]
+    package.gradescope(NAME, tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == zipped.read_bytes()
+
+
+@pytest.mark.parametrize("name", assignments.names())
+def test_what_is_imported_travels_or_is_installed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "requirements", lambda root, packages: [])
+    files = package.grader_files(name)
+    cells = assignments.load(name)
+    code = {
+        path: data.decode() for path, data in files.items() if path.startswith("autograder/") and path[-3:] == ".py"
+    }
+    code.pop(f"autograder/mistakes/{name}.py")
+    for path, text in {**code, "the set-up cell": cells.set_up}.items():
+        for module in package._modules(text):
+            top = module.partition(".")[0]
+            known = top in sys.stdlib_module_names | LIBRARIES | INSIDE | {"ichimon"}
+            place = module.replace(".", "/")
+            there = {f"{place}.py", f"{place}/__init__.py"} & set(files)
+            assert known or there or (not (ROOT / f"{place}.py").exists() and not (ROOT / place).is_dir()), (
+                path,
+                module,
+            )
+            assert known or top in ("autograder", "experiments"), (path, module)
+
+
+def test_changed_points_travel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Course, "points", lambda course, name: {"causal_mask": 5.0})
+    for path, data in package.grader_files(NAME).items():
+        if path.startswith(("solutions/", "course.toml")):
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).write_bytes(data)
+    monkeypatch.undo()
+    course = Course(tmp_path)
+    assert [cell.points for cell in course.cells(course.sources[0]) if cell.role == "check"][:2] == [5, 7]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("gradescope", "02-attention"), "There is no assignment '02-attention'"),
+        (("gradescope", NAME, "x.zip", "--visibility", "never"), "Gradescope knows no visibility 'never'"),
+        (("classroom", NAME, "x", "--hidden", "no repository"), "'no repository' names no repository on GitHub"),
+        (("classroom", "02-attention", "x"), "There is no assignment '02-attention'"),
+    ],
+)
+def test_what_cannot_be_packaged_is_told(
+    command: Command, arguments: tuple[str, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = command("package", *arguments)
+    assert (ran.code, len(ran.sentences)) == (2, 1)
+    assert sentence in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whatever_goes_wrong_results_say_that_it_is_no_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results").mkdir()
+    seen = []
+
+    def fails(*_: object) -> None:
+        seen.append(json.loads((tmp_path / "results" / "results.json").read_text()))
+        raise RuntimeError("secret/path/of/the/grader")
+
+    monkeypatch.setattr(hosted, "grade", fails)
+    hosted.gradescope(NAME, "visible", tmp_path)
+    told = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert (told["score"], told["output"], told["visibility"]) == (0, hosted.NOT_GRADED, "visible")
+    assert "secret" in capsys.readouterr().out, "the instructor's page does not say why"
+    assert seen[0]["output"] == hosted.STOPPED, "a run that is ended from outside would leave nothing"
+
+
+# -- GitHub ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
+    """What `autograder package classroom --hidden` writes; it says that no answer is in what students get."""
+    folder = tmp_path_factory.mktemp("classroom")
+    ran = command("package", "classroom", NAME, folder, "--hidden", "school/grader")
+    assert (ran.code, ran.err) == (0, "")
+    return folder
+
+
+def steps(text: str) -> list[dict[str, Any]]:
+    """A workflow's steps. YAML 1.1 reads its key `on` as true."""
+    read = yaml.safe_load(text)
+    assert set(read) == {"name", True, "permissions", "jobs"}
+    assert read["permissions"] == {"contents": "read"}
+    (job,) = read["jobs"].values()
+    assert set(job) == {"runs-on", "timeout-minutes", "steps"}
+    return job["steps"]
+
+
+@pytest.mark.parametrize("repository", ["", "school/grader"])
+def test_a_workflow_is_one_that_github_reads(repository: str) -> None:
+    text = package.workflow(NAME, repository)
+    for step in steps(text):
+        assert set(step) <= {"name", "uses", "with", "run", "env", "working-directory"}
+        assert ("uses" in step) != ("run" in step)
+    pinned = set(re.findall(r"uses: (.+)", text))
+    assert pinned <= set(re.findall(r"uses: (.+)", (ROOT / ".github/workflows/book.yml").read_text()))
+    assert not re.search("ASSIGNMENT|OWNER|VISIBILITY", text)
+    assert ("GRADER_KEY" in text) == bool(repository)
+
+
+def run_step(text: str, name: str, workspace: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run one step of a workflow as GitHub's runner does: its lines, in its folder, in bash."""
+    step = next(step for step in steps(text) if step.get("name") == name)
+    given = {
+        key: str(value).replace("${{ github.workspace }}", str(workspace)) for key, value in step.get("env", {}).items()
+    }
+    base = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+        cwd=workspace / step.get("working-directory", ""),
+        env={**base, "GITHUB_WORKSPACE": str(workspace), **given, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_visible_checks_run_in_the_template(repositories: Path) -> None:
+    done = run_step(package.workflow(NAME), "Check", repositories / "template")
+    assert done.returncode == 1
+    assert "0 of 5 exercises pass their visible checks." in done.stdout
+    files = {str(path.relative_to(repositories / "template")) for path in (repositories / "template").rglob("*")}
+    assert {f"{NAME}.ipynb", "ichimon/check.py", "requirements.txt", "README.md"} <= files
+    assert not [file for file in files if "autograder" in file or "solutions" in file]
+
+
+def test_the_hidden_tests_run_from_the_private_repository(repositories: Path, tmp_path: Path) -> None:
+    shutil.copytree(repositories / "grader", tmp_path / "grader")
+    shutil.copytree(repositories / "template", tmp_path / "work", ignore=shutil.ignore_patterns(".github"))
+    (tmp_path / "work" / "ichimon" / "__init__.py").write_text("raise SystemExit('the wrong ichimon')")
+    notebook(tmp_path / "work", {"": "raise ValueError('`x`\\n::error::forged')"}, student="student-03")
+    text = (repositories / "template" / ".github" / "workflows" / "classroom.yml").read_text()
+    done = run_step(text, "Grade", tmp_path, GITHUB_STEP_SUMMARY=str(tmp_path / "summary.md"))
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == "::notice title=Autograding complete::Points 18.5/20\n"
+    summary = (tmp_path / "summary.md").read_text()
+    assert "## 18.5 of 20 points" in summary
+    assert "Row i leaves out column i: a position must see itself too." in summary
+    assert "`cell 3: ValueError: 'x' ::error::forged (line 1 of cell 3)`" in summary
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "template").mkdir()
+    (tmp_path / "template" / "mine.txt").write_text("mine")
+    with pytest.raises(package.ReleaseError, match=r"mine\.txt is none of the files"):
+        package.classroom(NAME, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["template", "mine.txt"]
+
+
+CLONES = {
+    "gh classroom clone": ("self-attention-submissions", "self-attention-octo-cat"),
+    "gh teacher download": ("llms-self-attention_submissions_2026_11_02_T_14_30_45", "llms-self-attention-octo-cat"),
+}
+
+
+@pytest.mark.parametrize("clones", CLONES)
+def test_a_cloned_repository_belongs_to_the_login_in_its_name(clones: str, tmp_path: Path) -> None:
+    outer, repository = CLONES[clones]
+    shutil.copytree(ROOT / "examples/class/student-01" / NAME, tmp_path / outer / repository)
+    inside = tmp_path / outer / repository / outer / f"{repository}-else"  # theirs to make, and nobody's name
+    inside.mkdir(parents=True)
+    (tmp_path / outer / repository / ".git").mkdir()
+    (tmp_path / outer / repository / ".git" / "hidden.ipynb").write_text("{}")
+    for root in (tmp_path / outer, tmp_path):
+        found, without = find([root])
+        assert [(item.student, item.path.name) for item in found] == [("octo-cat", f"{NAME}.ipynb")]
+        assert without == []
+    shutil.copy(tmp_path / outer / repository / f"{NAME}.ipynb", inside)
+    assert {item.student for item in find([tmp_path / outer])[0]} == {"octo-cat"}
+    assert {item.student for item in find([tmp_path])[0]} == {"octo-cat"}
+
+
+def test_clones_are_collected_by_the_logins_in_a_roster(tmp_path: Path, command: Command) -> None:
+    outer, repository = CLONES["gh classroom clone"]
+    for login, student in (("octo-cat", "student-01"), ("stranger", "student-03")):
+        target = tmp_path / outer / repository.replace("octo-cat", login)
+        shutil.copytree(ROOT / "examples/class" / student / NAME, target)
+    (tmp_path / "roster.csv").write_text("student,github_username\nada,Octo-Cat\n")
+    table = tmp_path / "who.csv"
+    into = tmp_path / "submitted"
+    ran = command("collect", tmp_path / outer, "--roster", tmp_path / "roster.csv", "--into", into, "--table", table)
+    assert ran.code == 1
+    assert [str(path.relative_to(into)) for path in into.rglob("*.ipynb")] == [f"ada/{NAME}/{NAME}.ipynb"]
+    assert "“stranger” is not in the roster" in ran.err

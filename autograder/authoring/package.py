@@ -6,6 +6,7 @@ The grader travels with what it needs for one assignment: hidden tests, mistakes
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import tempfile
@@ -64,8 +65,10 @@ def _imported(root: Path, files: Iterable[Path]) -> set[Path]:
     return wanted
 
 
-def _modules(source: str) -> Iterable[str]:
+@functools.cache
+def _modules(source: str) -> list[str]:
     """The dotted names, and those of the packages around them, that a file's own statements import."""
+    found = []
     for node in ast.parse(source).body:
         if isinstance(node, ast.Import):
             named = [alias.name for alias in node.names]
@@ -75,7 +78,8 @@ def _modules(source: str) -> Iterable[str]:
             continue
         for name in named:
             parts = name.split(".")
-            yield from (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+            found += [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+    return found
 
 
 def _written(file: str, name: str) -> str:
@@ -142,16 +146,16 @@ def classroom(name: str, to: Path, repository: str = "", root: Path = ROOT) -> l
     made: dict[str, Mapping[str, bytes]] = {"template": template(name, repository, root)}
     if repository:
         made["grader"] = grader_files(name, root)
+    for folder, files in made.items():
+        there = (path for path in (to / folder).rglob("*") if path.is_file() and ".git" not in path.parts)
+        if odd := sorted(str(path) for path in there if str(path.relative_to(to / folder)) not in files):
+            raise ReleaseError(f"{odd[0]} is none of the files to be written: name another folder.")
     with tempfile.TemporaryDirectory() as stage:
         _put(Path(stage), made["template"])
         if found := leaks(Path(stage), Search(root)):
             raise AnswersFound(
                 "Nothing was written, because answers are in it:\n  " + "\n  ".join(map(str, found[:20]))
             )
-    for folder, files in made.items():
-        there = (path for path in (to / folder).rglob("*") if path.is_file() and ".git" not in path.parts)
-        if odd := sorted(str(path) for path in there if str(path.relative_to(to / folder)) not in files):
-            raise ReleaseError(f"{odd[0]} is none of the files to be written: name another folder.")
     for folder, files in made.items():
         _put(to / folder, files)
     return [to / folder for folder in made]
