@@ -6,6 +6,7 @@ scripts of the zip.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -13,12 +14,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import NIGHTLY, Command
+from packaging.utils import canonicalize_name
 from test_attacks import ATTACKS, CODE, THROUGH, answer
 
 from autograder import assignment as assignments
@@ -32,10 +35,12 @@ ROOT = HERE.parent
 NAME = "02-self-attention"
 PYTHON = ["/autograder/venv/bin/python", "-P", "-s"]
 SECRET = "CANARY-of-the-platform"
+CLOSED = ("transformers", "tokenizers", "peft")  # libraries that hold whole answers
 ROOTS_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a container like Gradescope's")
 
 DRIVER = f"""
-import json
+import json, sys
+sys.modules |= dict.fromkeys(json.load(open("/autograder/not_installed.json")))  # to import them is an error now
 from pathlib import Path
 from autograder import assignment, hosted
 from autograder.grading import Graders
@@ -188,6 +193,14 @@ def graded(tmp_path_factory: pytest.TempPathFactory, zipped: Path) -> dict[str, 
     cases(place / "cases")
     (place / "cases").chmod(0o700)
     (place / "driver.py").write_text(DRIVER)
+    pins = (place / "source" / "requirements.txt").read_text().split()
+    installed = {canonicalize_name(pin.partition("==")[0]) for pin in pins}
+    others = {
+        top for top, names in packages_distributions().items() if not installed & set(map(canonicalize_name, names))
+    }
+    (place / "not_installed.json").write_text(
+        json.dumps(sorted(others - {"ichimon", "autograder", "experiments", *CLOSED}))
+    )
     script = "/autograder/run_autograder; export PYTHONPATH=source OMP_NUM_THREADS=1; exec " + " ".join(PYTHON)
     container = [sys.executable, str(HERE / "as_gradescope.py"), str(place), sys.prefix]
     done = subprocess.run(
@@ -317,6 +330,63 @@ def test_without_root_the_container_is_refused(monkeypatch: pytest.MonkeyPatch) 
         Container()
 
 
+DEBIAN = """
+mount --make-rprivate /
+mount --bind "$ROOT" "$ROOT"
+mount -t proc proc "$ROOT/proc"
+for path in /etc/resolv.conf $PIP_CERT $PIP_FIND_LINKS; do
+    if [ -d "$path" ]; then mkdir -p "$ROOT$path"; else mkdir -p "$ROOT${path%/*}"; touch "$ROOT$path"; fi
+    mount --bind "$path" "$ROOT$path"
+done
+in_debian() { chroot "$ROOT" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
+in_debian PIP_CERT="$PIP_CERT" PIP_FIND_LINKS="$PIP_FIND_LINKS" ${TORCH_INDEX+"TORCH_INDEX=$TORCH_INDEX"} \\
+    /bin/bash /autograder/source/setup.sh
+in_debian PYTHONPATH=/autograder/source /autograder/venv/bin/python /autograder/as_gradescope.py \\
+    /autograder /autograder/venv /autograder/run_autograder
+"""
+
+
+@ROOTS_ONLY
+@pytest.mark.skipif(not shutil.which("debootstrap"), reason="the package debootstrap is not installed")
+@pytest.mark.skipif(not NIGHTLY, reason="building Gradescope's image takes minutes and a network: make nightly")
+def test_setup_builds_an_image_from_an_empty_debian(zipped: Path, tmp_path: Path) -> None:
+    root = tmp_path / "debian"
+    subprocess.run(["debootstrap", "--variant=minbase", "bookworm", root], check=True, capture_output=True, timeout=600)
+    laid_out(root / "autograder", zipped)
+    shutil.copy(HERE / "as_gradescope.py", root / "autograder")
+    indexes = {"PIP_CERT": "", "PIP_FIND_LINKS": ""}  # where pip is set up with wheels of its own, PyTorch's are there
+    environment = {**indexes, **({"TORCH_INDEX": ""} if "PIP_FIND_LINKS" in os.environ else {}), **os.environ}
+    command = ["unshare", "--mount", "bash", "-euc", DEBIAN]
+    environment["ROOT"] = str(root)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    results = json.loads((root / "autograder" / "results" / "results.json").read_text())
+    assert results["score"] == 18.5, done.stdout[-2000:]
+    writable = subprocess.run(
+        [
+            "find",
+            root,
+            "-xdev",
+            "-perm",
+            "-0002",
+            "(",
+            "-type",
+            "d",
+            "-o",
+            "-type",
+            "f",
+            ")",
+            "-not",
+            "-path",
+            f"{root}/dev*",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert writable.stdout == ""
+
+
 # -- what is in the packages ----------------------------------------------------------------------------------------
 
 LIBRARIES = {*package.PACKAGES, "_pytest", "markupsafe"}  # the last two come with those before them
@@ -334,6 +404,19 @@ def test_the_zip_holds_one_assignment(zipped: Path, tmp_path: Path) -> None:
     assert not [file for file in files if re.search("families|alternatives|authoring|examples|gradebook", file)]
     package.gradescope(NAME, tmp_path / "again.zip")
     assert (tmp_path / "again.zip").read_bytes() == zipped.read_bytes()
+
+
+def test_what_a_chapter_withholds_is_installed_there() -> None:
+    """A name that is reserved is looked up in the worker, before anything of a submission runs."""
+    distributions = packages_distributions()
+    allowed = {*package.PACKAGES, *CLOSED}
+    for name in assignments.names():
+        for statement in ast.parse(assignments.load(name).tests.read_text(encoding="utf-8")).body:
+            for node in ast.walk(statement) if isinstance(statement, ast.Assign | ast.AnnAssign) else ():
+                text = node.value if isinstance(node, ast.Constant) else ""
+                if isinstance(text, str) and re.fullmatch(r"[a-z]\w*(\.\w+)+", text):
+                    top = text.partition(".")[0]
+                    assert top in allowed or top not in distributions, (name, text)
 
 
 @pytest.mark.parametrize("name", assignments.names())

@@ -18,9 +18,11 @@ from autograder import assignment as assignments
 from autograder.authoring.release import ROOT, AnswersFound, ReleaseError, Search, leaks, requirements
 from autograder.course import Course
 
-# What the grader and its jail import, and what a set-up cell may. Nothing of the book, the gradebook or JupyterLab.
-PACKAGES = ("torch", "numpy", "einops", "jaxtyping", "matplotlib", "msgspec", "pyseccomp", "pytest", "jinja2")
-CHECK_PACKAGES = (*(name for name in PACKAGES if name not in ("pyseccomp", "pytest", "jinja2")), "typer")
+# What the grader, its jail and a set-up cell import, and what a chapter withholds; nothing of the book or gradebook.
+PACKAGES = (
+    *("torch", "numpy", "einops", "jaxtyping", "matplotlib", "safetensors"),
+    *("msgspec", "pyseccomp", "pytest", "jinja2", "jupytext"),
+)
 VISIBILITIES = ("visible", "after_due_date", "after_published", "hidden")
 PLATFORMS = Path(__file__).parent / "platforms"  # what runs there, with ASSIGNMENT for the assignment's name
 SCRIPTS = ("setup.sh", "run_autograder")
@@ -128,7 +130,7 @@ def template(name: str, repository: str = "", root: Path = ROOT) -> Mapping[str,
     return {
         **{str(path): file.read_bytes() for path, file in sorted(ours.items())},
         f"{name}.ipynb": (root / f"notebooks/{name}/{name}.ipynb").read_bytes(),
-        "requirements.txt": _lines(requirements(root, CHECK_PACKAGES)),
+        "requirements.txt": _lines(requirements(root)),
         "README.md": _written("README.md", name).encode(),
         ".gitignore": b"__pycache__/\n.ipynb_checkpoints/\n.venv/\n",
         ".github/workflows/classroom.yml": workflow(name, repository).encode(),
