@@ -321,6 +321,12 @@ def test_every_layer_holds_and_a_missing_one_stops_the_grading(graded: dict[str,
     assert "no memory that counts for nobody: it worked" in graded["refused"]
 
 
+def test_only_the_platforms_own_command_asks_for_the_thinner_jail() -> None:
+    files = [*(ROOT / "autograder").glob("*.py"), *(ROOT / "autograder" / "sandbox").glob("*.py")]
+    users = {path.name for path in files if re.search(r"\bContainer\b", path.read_text(encoding="utf-8"))}
+    assert users == {"container.py", "selftest.py", "hosted.py"}
+
+
 def test_without_root_the_container_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from autograder.sandbox.container import Container
     from autograder.sandbox.jail import JailError
