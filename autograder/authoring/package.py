@@ -149,7 +149,7 @@ def classroom(name: str, to: Path, repository: str = "", root: Path = ROOT) -> l
     if repository:
         made["grader"] = grader_files(name, root)
     for folder, files in made.items():
-        there = (path for path in (to / folder).rglob("*") if path.is_file() and ".git" not in path.parts)
+        there = (path for path in (to / folder).rglob("*") if _belongs(path) and ".git" not in path.parts)
         if odd := sorted(str(path) for path in there if str(path.relative_to(to / folder)) not in files):
             raise ReleaseError(f"{odd[0]} is none of the files to be written: name another folder.")
     with tempfile.TemporaryDirectory() as stage:
