@@ -285,8 +285,13 @@ def test_a_students_text_stays_text(graded: dict[str, Any]) -> None:
     assert all("\n::" not in test["output"] for test in told["tests"])
 
 
-# These look for namespaces of their own, or count on what only bubblewrap shows; what they want to do is tried above.
-OTHER_WALLS = {"read-proc", "read-parents_memory", "persist-file_for_the_next"}
+# What these print as a success is what the thinner jail gives up, or a number: see docs/security.md.
+OTHER_WALLS = {
+    "escape-links": "it may list /var, as everybody",
+    "escape-signals": "it is not process 1, so one of the numbers that it signals is its own",
+    "read-files": "there is a folder /autograder, which it may not enter",
+    "read-proc": "it sees that there are other processes",
+}
 
 
 @ROOTS_ONLY
