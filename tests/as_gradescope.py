@@ -68,8 +68,14 @@ def main(autograder: str, venv: str, command: list[str]) -> None:
     for device, numbers in DEVICES.items():  # of its own: the modes of the machine's must not change
         os.mknod(f"{ROOT}/dev/{device}", stat.S_IFCHR, os.makedev(*numbers))
         os.chmod(f"{ROOT}/dev/{device}", 0o666)
-    os.mkdir(f"{ROOT}/dev/shm")
-    mount("tmpfs", f"{ROOT}/dev/shm", "tmpfs", MS_NOSUID, "mode=1777,size=64m")
+    for folder, kind, data in (
+        ("shm", "tmpfs", "mode=1777,size=64m"),
+        ("mqueue", "mqueue", ""),
+        ("pts", "devpts", "newinstance,ptmxmode=0666,mode=0620"),
+    ):
+        os.mkdir(f"{ROOT}/dev/{folder}")
+        mount(kind, f"{ROOT}/dev/{folder}", kind, MS_NOSUID, data)
+    os.symlink("pts/ptmx", f"{ROOT}/dev/ptmx")
     mount("proc", f"{ROOT}/proc", "proc", MS_NOSUID)
     os.mkdir(f"{ROOT}/autograder")
     mount(autograder, f"{ROOT}/autograder", "", 4096)

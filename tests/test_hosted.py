@@ -103,7 +103,7 @@ for pid in others:
     tried(f"opens /proc/{{pid}}/fd", lambda: os.listdir(f"/proc/{{pid}}/fd"))
     tried(f"finds the secret in the command of {{pid}}",
           lambda: b"{SECRET}" in open(f"/proc/{{pid}}/cmdline", "rb").read() or None)
-for folder in ("/", "/tmp", "/var/tmp", "/dev", "/dev/shm", "/autograder", "/etc", os.path.dirname(os.getcwd())):
+for folder in ("/", "/tmp", "/var/tmp", "/dev", "/dev/shm", "/dev/mqueue", "/autograder", "/etc", ".."):
     tried(f"writes in {{folder}}", lambda: write(f"{{folder}}/x"))
 tried("lists the workers", lambda: os.listdir(".."))
 for folder in range(40):
@@ -208,7 +208,7 @@ def graded(tmp_path_factory: pytest.TempPathFactory, zipped: Path) -> dict[str, 
         env={**os.environ, "PYTHONPATH": str(ROOT), "SECRET": SECRET},
         capture_output=True,
         text=True,
-        timeout=1200 if NIGHTLY else 200,
+        timeout=1200 if NIGHTLY else 400,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     told = json.loads((place / "results" / "told.json").read_text())
