@@ -18,10 +18,12 @@ import pyseccomp
 from autograder.sandbox.drop_root import (
     CLONE_NEWNS,
     MNT_DETACH,
+    MS_BIND,
     MS_NOSUID,
     MS_PRIVATE,
     MS_RDONLY,
     MS_REC,
+    MS_REMOUNT,
     bind,
     check,
     libc,
@@ -78,10 +80,10 @@ def main(autograder: str, venv: str, command: list[str]) -> None:
     os.symlink("pts/ptmx", f"{ROOT}/dev/ptmx")
     mount("proc", f"{ROOT}/proc", "proc", MS_NOSUID)
     os.mkdir(f"{ROOT}/autograder")
-    mount(autograder, f"{ROOT}/autograder", "", 4096)
+    mount(autograder, f"{ROOT}/autograder", "", MS_BIND)
     os.makedirs(f"{ROOT}/autograder/venv", exist_ok=True)
-    mount(venv, f"{ROOT}/autograder/venv", "", 4096)
-    mount("none", f"{ROOT}/autograder/venv", "", 4096 | 32 | MS_RDONLY | MS_NOSUID)
+    mount(venv, f"{ROOT}/autograder/venv", "", MS_BIND)
+    mount("none", f"{ROOT}/autograder/venv", "", MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID)
     for package in ("transformers", "tokenizers", "peft"):  # the grader's own environment has none of these
         for found in Path(f"{ROOT}/autograder/venv").glob(f"lib/python3*/site-packages/{package}"):
             mount("tmpfs", str(found), "tmpfs", MS_RDONLY, "mode=0700,size=4k")

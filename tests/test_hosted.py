@@ -345,13 +345,19 @@ DEBIAN = """
 mount --make-rprivate /
 mount --bind "$ROOT" "$ROOT"
 mount -t proc proc "$ROOT/proc"
-for path in /etc/resolv.conf $PIP_CERT $PIP_FIND_LINKS; do
-    if [ -d "$path" ]; then mkdir -p "$ROOT$path"; else mkdir -p "$ROOT${path%/*}"; touch "$ROOT$path"; fi
-    mount --bind "$path" "$ROOT$path"
-done
+cp /etc/resolv.conf "$ROOT/etc/resolv.conf"
+pip=()
+if [ -n "${PIP_CERT-}" ]; then  # where pip is set up for a certificate or a folder of wheels, it is so in there
+    cp "$PIP_CERT" "$ROOT/pip.crt"
+    pip+=(PIP_CERT=/pip.crt)
+fi
+if [ -n "${PIP_FIND_LINKS-}" ]; then
+    mkdir "$ROOT/wheels"
+    mount --bind "$PIP_FIND_LINKS" "$ROOT/wheels"
+    pip+=(PIP_FIND_LINKS=/wheels TORCH_INDEX=)
+fi
 in_debian() { chroot "$ROOT" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
-in_debian PIP_CERT="$PIP_CERT" PIP_FIND_LINKS="$PIP_FIND_LINKS" ${TORCH_INDEX+"TORCH_INDEX=$TORCH_INDEX"} \\
-    /bin/bash /autograder/source/setup.sh
+in_debian "${pip[@]}" /bin/bash /autograder/source/setup.sh
 in_debian PYTHONPATH=/autograder/source /autograder/venv/bin/python /autograder/as_gradescope.py \\
     /autograder /autograder/venv /autograder/run_autograder
 """
@@ -365,10 +371,8 @@ def test_setup_builds_an_image_from_an_empty_debian(zipped: Path, tmp_path: Path
     subprocess.run(["debootstrap", "--variant=minbase", "bookworm", root], check=True, capture_output=True, timeout=600)
     laid_out(root / "autograder", zipped)
     shutil.copy(HERE / "as_gradescope.py", root / "autograder")
-    indexes = {"PIP_CERT": "", "PIP_FIND_LINKS": ""}  # where pip is set up with wheels of its own, PyTorch's are there
-    environment = {**indexes, **({"TORCH_INDEX": ""} if "PIP_FIND_LINKS" in os.environ else {}), **os.environ}
     command = ["unshare", "--mount", "bash", "-euc", DEBIAN]
-    environment["ROOT"] = str(root)
+    environment = {**os.environ, "ROOT": str(root)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     results = json.loads((root / "autograder" / "results" / "results.json").read_text())
