@@ -50,6 +50,7 @@ app = typer.Typer(
     autograder copy-gradebook FROM TO   the gradebook into another database, such as PostgreSQL
     autograder verify                   for authors: do the hidden tests deserve trust?
     autograder release FOLDER           what students get, proved to hold no answer
+    autograder package PLATFORM …       one assignment for Gradescope or GitHub
     autograder doctor                   can this machine lock submissions in?
 
     Exit codes: 0 all is graded · 1 some file could not be graded, or a check failed · 2 the command or its input is
@@ -372,6 +373,58 @@ def release(
     except ReleaseError as error:
         _refuse(str(error))
     out.print(f"{len(files)} files in {folder}: no answer is in them.")
+
+
+package = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(package, name="package", help="One assignment for a platform that grades: docs/hosted.md.")
+Assignment = Annotated[str, typer.Argument(metavar="ASSIGNMENT", help="Such as 02-self-attention.")]
+
+
+@package.command()
+def gradescope(
+    assignment: Assignment,
+    to: Annotated[Path | None, typer.Argument(metavar="TO.zip", help="By default _build/gradescope/….zip.")] = None,
+    visibility: Annotated[
+        str, typer.Option(help="When students see results: visible, after_due_date, after_published or hidden.")
+    ] = "visible",
+) -> None:
+    """Write the autograder zip of ASSIGNMENT for Gradescope. It holds hidden tests: give it to nobody else."""
+    from autograder.authoring import package as packages
+
+    path = to or packages.ROOT / "_build" / "gradescope" / f"{assignment}.zip"
+    try:
+        files = packages.gradescope(assignment, path, visibility)
+    except packages.ReleaseError as error:
+        _refuse(str(error))
+    out.print(f"{path}: {len(files)} files. Upload it under Configure Autograder.")
+
+
+@package.command()
+def classroom(
+    assignment: Assignment,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where the folders go that you make repositories of.")
+    ],
+    hidden: Annotated[
+        str, typer.Option(metavar="OWNER/NAME", help="Run the hidden tests too, from this private repository.")
+    ] = "",
+) -> None:
+    """Write a template repository of ASSIGNMENT for GitHub, whose workflow runs the visible checks on each push.
+
+    With --hidden also the private repository that the workflow takes the grader from. That is for practice only: a
+    student who changes the workflow can print the key to it. For marks, clone and grade: docs/hosted.md.
+
+    Exit codes: 0 it is written · 1 answers were found in what students get · 2 FOLDER cannot be used.
+    """
+    from autograder.authoring import package as packages
+
+    try:
+        written = packages.classroom(assignment, folder, hidden)
+    except packages.AnswersFound as error:
+        _refuse(str(error), 1)
+    except packages.ReleaseError as error:
+        _refuse(str(error))
+    out.print(f"{' and '.join(map(str, written))}: no answer is in the template.")
 
 
 @app.command()

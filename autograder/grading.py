@@ -316,8 +316,8 @@ class Disturbed(Exception):
 class Graders:
     """One jail and the graders that use it, started when first needed. One process holds one of these."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
+    def __init__(self, limits: Limits | None = None, jail: Callable[[Limits], Jail] = Jail) -> None:
+        self._limits, self._make_jail = limits or Limits(), jail
         self._jail: Jail | None = None
         self._graders: dict[str, Grader] = {}
 
@@ -346,7 +346,7 @@ class Graders:
         name = task.submission.assignment
         if self._jail is None or not self._jail.alive:
             self.close()
-            self._jail = Jail(self._limits)
+            self._jail = self._make_jail(self._limits)
             require(self._jail)
         if name not in self._graders:
             self._graders[name] = Grader(assignments.load(name), self._jail)

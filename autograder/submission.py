@@ -10,6 +10,7 @@ import re
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ from ichimon.notebook import Cell, NotebookError
 MAX_CELLS = 1000
 MAX_DEPTH = 10  # folders in folders
 MAX_NOTICES = 20
+_CLONES = re.compile(r"(.+?)(?:-submissions|_submissions_[\dT_]+)")
 MAX_SOURCE = 200_000  # characters of code in one notebook; the longest chapter has a tenth of it
 
 
@@ -121,12 +123,27 @@ def _placed(file: Path, root: Path) -> Found:
     folders = file.relative_to(root).parts[:-1]
     outer = Path(os.path.abspath(root)).parts
     known = assignments.names()
+    if login := _login(*outer[-1:], *folders):
+        return Found(login, "", file)
     for place, name in enumerate(folders):
         if name in known:
             return Found((*outer, *folders)[len(outer) + place - 1], name if place + 1 == len(folders) else "", file)
     if not folders and outer[-1] in known:
         return Found(outer[-2], outer[-1], file)
     return Found(folders[0] if folders else file.stem, "", file)
+
+
+def _login(*folders: str) -> str:
+    """Whose repository it is, where it lies among others as `gh classroom clone student-repos` and `gh teacher
+    download` put them: in hello-submissions/hello-octocat or hello_submissions_2026…/hello-octocat. Else "".
+
+    Only the two outermost folders are looked at: those inside a repository are the student's to make.
+    """
+    for outer, repository in pairwise(folders[:3]):
+        cloned = _CLONES.fullmatch(outer)
+        if cloned and repository.startswith(f"{cloned[1]}-"):
+            return repository.removeprefix(f"{cloned[1]}-")
+    return ""
 
 
 def assignment_of(found: Found) -> str:

@@ -306,11 +306,11 @@ def _stage(stage: Path, root: Path) -> None:
     (stage / "pyproject.toml").write_text(_PYPROJECT, encoding="utf-8")
 
 
-def requirements(root: Path = ROOT) -> list[str]:
-    """What students install, pinned as in requirements.txt: STUDENTS_PACKAGES and all that these need."""
+def requirements(root: Path = ROOT, packages: Sequence[str] = STUDENTS_PACKAGES) -> list[str]:
+    """What students, or others, install, pinned as in requirements.txt: `packages` and all that these need."""
     pinned = dict(_PIN.findall((root / "requirements.txt").read_text(encoding="utf-8")))
     by_name = {canonicalize_name(name): f"{name}=={version}" for name, version in pinned.items()}
-    wanted, waiting = set(), list(STUDENTS_PACKAGES)
+    wanted, waiting = set(), list(packages)
     while waiting:
         name = canonicalize_name(waiting.pop())
         if name in by_name and name not in wanted:

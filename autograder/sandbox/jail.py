@@ -145,6 +145,10 @@ def command(limits: Limits, environment: dict[str, str]) -> list[str]:
     args += ["--tmpfs", "/student", "--dir", "/dev/shm", "--remount-ro", "/"]  # each worker mounts its own over these
     for name, value in environment.items():
         args += ["--setenv", name, value]
+    return [*args, "--chdir", "/", "--", *zygote("/sandbox/zygote.py", limits)]
+
+
+def zygote(program: str, limits: Limits, **more: int | str) -> list[str]:
     inner = {
         "cpu": int(limits.total_seconds),
         "address_space": 2 * limits.memory,
@@ -152,7 +156,7 @@ def command(limits: Limits, environment: dict[str, str]) -> list[str]:
         "files": limits.files,
         "threads": limits.threads,
     }
-    return [*args, "--chdir", "/", "--", sys.executable, "-P", "-s", "-B", "/sandbox/zygote.py", json.dumps(inner)]
+    return [sys.executable, "-P", "-s", "-B", program, json.dumps(inner | more)]
 
 
 def _without_root(args: list[str]) -> list[str]:
@@ -318,12 +322,19 @@ def _resident(pid: int) -> int:
 
 
 def _memory(pid: int) -> int:
-    """Bytes of anonymous and shared memory, swapped or not, what is shared divided among those who share it."""
+    """Bytes of anonymous and shared memory, swapped or not, what is shared divided among those who share it.
+
+    Root in a container may not look so closely: there, what is shared counts in full.
+    """
     total = 0
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
-        for line in file:
-            if line.startswith(("Pss_Anon:", "Pss_Shmem:", "SwapPss:")):
-                total += int(line.split()[1]) << 10
+    for name, kinds in (
+        ("smaps_rollup", ("Pss_Anon:", "Pss_Shmem:", "SwapPss:")),
+        ("status", ("RssAnon:", "RssShmem:", "VmSwap:")),
+    ):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/{name}") as file:
+            total = sum(int(line.split()[1]) << 10 for line in file if line.startswith(kinds))
+        if total:
+            break
     return total
 
 
@@ -333,18 +344,15 @@ class Jail:
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         ours, theirs = socket.socketpair()
-        args = command(self.limits, ENVIRONMENT)
-        if os.geteuid() == 0:
-            args = _without_root(args)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the zygote)
         with theirs:
             self._process = subprocess.Popen(
-                [*args, str(theirs.fileno())],
+                [*self._command(), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,
                 stderr=self._errors,
-                env={},
+                env=self._environment(),
             )
         self._control = ours
         self._control.settimeout(120)
@@ -364,6 +372,13 @@ class Jail:
             raise JailLost(
                 f"The jail could not be built: {said or 'it gave no reason'}. `autograder doctor` says what is missing."
             )
+
+    def _command(self) -> list[str]:
+        args = command(self.limits, ENVIRONMENT)
+        return _without_root(args) if os.geteuid() == 0 else args
+
+    def _environment(self) -> dict[str, str]:
+        return {}  # bubblewrap makes the zygote's
 
     def worker(self) -> Worker:
         ours, theirs = socket.socketpair()

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autograder.assignment import COURSE, SOLUTIONS, TESTS
 from autograder.sandbox import wire
-from autograder.sandbox.jail import Jail, JailError, WorkerLost, _memory
+from autograder.sandbox.container import Container
+from autograder.sandbox.jail import Jail, JailError, WorkerLost, _answers, _memory
 
 TRY = """
 def refused(attempt):
@@ -83,6 +85,63 @@ PROBES = {
         print(next((name + " is not set" for name in names if -1 in resource.getrlimit(getattr(resource, name))),
         "ok"))""",
 }
+# Where there are no namespaces, user ids have to do what these two ask for.
+NAMESPACES = ("what can be written is its own", "it sees no process but its own")
+CONTAINER_PROBES = {
+    "a user without groups": """
+        import os
+        ids = {*os.getresuid(), *os.getresgid(), *os.getgroups()}
+        print("ok" if len(ids) == 1 and 0 not in ids else f"it is {sorted(ids)}")""",
+    "nothing but its own folder can be written": """
+        import os
+        def writable(top, depth):
+            if top in ("/proc", os.getcwd()) or os.path.islink(top):
+                return
+            if os.path.isdir(top) and os.access(top, os.W_OK):
+                yield top
+            try:
+                entries = list(os.scandir(top))
+            except OSError:
+                return
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if depth:
+                        yield from writable(entry.path, depth - 1)
+                elif entry.is_file(follow_symlinks=False) and os.access(entry.path, os.W_OK):
+                    yield entry.path
+        print(next((path + " is writable" for path in writable("/", 3)), "ok"))""",
+    "its own folder is small, in memory, and empty": """
+        import os
+        size = os.statvfs(".").f_blocks * os.statvfs(".").f_frsize
+        own = os.stat(".")
+        print("ok" if size <= 1 << 30 and own.st_uid == os.getuid() and own.st_mode & 0o777 == 0o700 and not
+        os.listdir(".") else f"{size >> 20} MiB, user {own.st_uid}, mode {own.st_mode:o}, {os.listdir('.')}")""",
+    "what belongs to root alone is closed": """
+        import os
+        print(next((path + " can be read" for path in HIDDEN for look in (os.listdir, lambda path: open(path).read(1))
+                    if refused(lambda: look(path)) != "ok"), "ok"))""",
+    "no memory that counts for nobody": """
+        print(refused(lambda: open("/dev/zero", "r+b")))""",
+    "of other processes it sees no more than their names": """
+        import os
+        own = str(os.getpid())
+        looks = [(os.readlink, name) for name in ("cwd", "root", "exe")]
+        looks += [(os.listdir, name) for name in ("fd", "map_files")]
+        looks += [(lambda path: open(path, "rb").read(1), name)
+                  for name in ("environ", "mem", "maps", "smaps", "auxv", "syscall", "stack", "pagemap")]
+        print(next((f"{path} can be read" for pid in os.listdir("/proc") if pid.isdigit() and pid != own
+                    for look, name in looks if (path := f"/proc/{pid}/{name}") and os.path.isdir(f"/proc/{pid}")
+                    and refused(lambda: look(path)) != "ok"), "ok"))""",
+    "it can signal nobody": """
+        import os
+        print(next((f"process {pid} can be signalled" for pid in os.listdir("/proc")
+                    if pid.isdigit() and int(pid) != os.getpid() and refused(lambda: os.kill(int(pid), 0)) != "ok"),
+                   "ok"))""",
+    "libraries that hold whole answers are closed": """
+        import os
+        print(next((path + " can be read" for path in ANSWERS
+                    if refused(lambda: os.listdir(path)) != "ok" and os.listdir(path)), "ok"))""",
+}
 SURVIVES = "the worker survives the self-test"
 WATCHDOG = "the grader can see how much memory a worker takes"
 
@@ -98,18 +157,24 @@ class Check:
 
 def self_test(jail: Jail) -> list[Check]:
     """Try every way out once."""
-    outside = [str(path) for path in (TESTS, SOLUTIONS, COURSE / "pyproject.toml", "/etc/passwd")]
-    constants = {"OUTSIDE": outside, "GRADER": os.getpid(), "THREADS": jail.limits.threads}
+    outside = [TESTS, SOLUTIONS, COURSE / "pyproject.toml", "/etc/passwd"]
+    probes, constants = PROBES, dict[str, object]()
+    if isinstance(jail, Container):
+        outside = [TESTS, SOLUTIONS, COURSE / "autograder"]
+        kept = {claim: source for claim, source in PROBES.items() if claim not in NAMESPACES}
+        probes = kept | CONTAINER_PROBES
+        constants = {"HIDDEN": [str(path) for path in jail.hidden], "ANSWERS": _answers()}
+    constants |= {"OUTSIDE": [str(path) for path in outside], "GRADER": os.getpid(), "THREADS": jail.limits.threads}
     prelude = "\n".join(f"{name} = {value!r}" for name, value in constants.items()) + TRY
-    return _probe(jail, prelude)
+    return _probe(jail, prelude, probes)
 
 
-def _probe(jail: Jail, prelude: str) -> list[Check]:
+def _probe(jail: Jail, prelude: str, probes: Mapping[str, str]) -> list[Check]:
     checks = []
     worker = jail.worker()
     try:
         worker.ask(wire.Run(worker.number(), "prelude", prelude))
-        for claim, source in PROBES.items():
+        for claim, source in probes.items():
             ran = worker.ask(wire.Run(worker.number(), "probe", textwrap.dedent(source)))
             seen = ran.error or ran.output.strip()
             checks.append(Check(claim, seen == "ok", "" if seen == "ok" else seen))

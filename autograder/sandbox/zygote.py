@@ -3,6 +3,8 @@
 The grader sends one byte and a socket over the control channel. The zygote forks; the child, process 1 of a new
 namespace, closes every way out (see `confine`) and serves that socket until it is killed. The zygote tells how it
 ended.
+
+In a container that allows no namespaces (see container.py) user ids keep apart what namespaces keep apart elsewhere.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import resource
 import select
 import socket
 import sys
-import tempfile
 from typing import Any
 
 # wire and worker are imported in functions, after main has forked: they import torch, and the process that stays behind
@@ -28,6 +29,7 @@ CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWIPC = 0x00020000, 0x10000000,
 CLONE_THREAD = 0x00010000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 24, 38, 22, 2
+PR_SET_KEEPCAPS, CAP_SETGID, CAP_SETUID, CAP_SETPCAP = 8, 6, 7, 8
 
 # Refused with EPERM. What is left: files in the worker's own folders, memory, threads and pipes, within limits.
 REFUSED = """
@@ -101,7 +103,7 @@ def make_filter() -> bytes:
     refused.add_rule(pyseccomp.ERRNO(errno.EPERM), "clone", no_thread)
     tiocsti = 0x5412
     refused.add_rule(pyseccomp.ERRNO(errno.EPERM), "ioctl", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, tiocsti))
-    with tempfile.TemporaryFile(dir="/student") as file:
+    with open(os.memfd_create("filter"), "w+b") as file:
         refused.export_bpf(file)
         file.seek(0)
         return file.read()
@@ -130,7 +132,7 @@ def enter_user_namespace(own: int, others: int = 0) -> None:
             file.write(text)
 
 
-def confine(channel: int, ready: int, limits: dict[str, int], syscalls: bytes) -> None:
+def confine(channel: int, ready: int, limits: dict[str, Any], syscalls: bytes) -> None:
     """Called in process 1 of a new namespace, before any of the student's code. Each line closes one way out.
 
     Of what is open, `channel` stays, and `ready`, which the caller closes.
@@ -145,6 +147,21 @@ def confine(channel: int, ready: int, limits: dict[str, int], syscalls: bytes) -
         mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, f"size={limits['disk']},nr_inodes=1024,mode=0700")
     enter_user_namespace(own)  # with no rights over what was mounted, and limits that are counted for it alone
     os.chdir("/student")
+    lock_in(channel, ready, limits, syscalls)
+
+
+def confine_in_container(channel: int, ready: int, limits: dict[str, Any], syscalls: bytes, worker: int) -> None:
+    """The same without namespaces: a user id of its own, so that it may touch no other process and no file but those
+    in its folder, which the grader has made."""
+    uid, folder = limits["first_uid"] + worker, f"{limits['folders']}/{worker}"
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    os.environ |= dict.fromkeys(("HOME", "TMPDIR", "MPLCONFIGDIR"), folder)
+    os.chdir(folder)
+    lock_in(channel, ready, limits, syscalls)
+
+
+def lock_in(channel: int, ready: int, limits: dict[str, Any], syscalls: bytes) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -168,27 +185,55 @@ def confine(channel: int, ready: int, limits: dict[str, int], syscalls: bytes) -
         resource.setrlimit(limit, (value, value))
     for capability in range(64):
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # capset version 3: no effective, permitted or inheritable capability
-    check(libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
+    keep_capabilities()
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     refuse_calls(syscalls)
 
 
-def start_worker(channel: socket.socket, limits: dict[str, int], syscalls: bytes, home: int) -> tuple[int, int]:
+def keep_capabilities(*kept: int) -> None:
+    """These capabilities, effective and permitted, none inheritable, and no others."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3: then twice effective, permitted, inheritable
+    low = sum(1 << capability for capability in kept)
+    check(libc.capset(header, (ctypes.c_uint32 * 6)(low, low)), "capset")
+
+
+def leave_root(uid: int) -> None:
+    """Become a user who owns nothing, and who may do no more than give each worker a user id of its own."""
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # when the container's memory runs out, a worker ends and not the grader
+    kept = (CAP_SETGID, CAP_SETUID, CAP_SETPCAP)
+    for capability in set(range(64)) - set(kept):
+        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    check(libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0), "keeping three capabilities")
+    os.setsid()
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    keep_capabilities(*kept)
+    check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
+def start_worker(
+    channel: socket.socket, limits: dict[str, Any], syscalls: bytes, home: int, worker_number: int
+) -> tuple[int, int]:
     """Fork a worker and give the grader its pidfd, once it is locked in. Returns its pid and pidfd.
 
-    home: the zygote's own process namespace, to which it comes back.
+    home: the zygote's own process namespace, to which it comes back; -1 in a container that allows none.
     """
     import wire  # type: ignore[import-not-found]
     import worker  # type: ignore[import-not-found]
 
     heard, ready = os.pipe()
-    check(libc.unshare(CLONE_NEWPID), "unshare")  # for children
+    if home >= 0:
+        check(libc.unshare(CLONE_NEWPID), "unshare")  # for children
     pid = os.fork()
     if pid == 0:
         try:
             gc.enable()  # the zygote keeps it off: a collection would write to, and so copy, the pages it shares
-            confine(channel.fileno(), ready, limits, syscalls)
+            if home >= 0:
+                confine(channel.fileno(), ready, limits, syscalls)
+            else:
+                confine_in_container(channel.fileno(), ready, limits, syscalls, worker_number)
             os.write(ready, b"+")
             os.close(ready)
             worker.Worker(wire.Channel(channel)).serve()
@@ -196,7 +241,8 @@ def start_worker(channel: socket.socket, limits: dict[str, int], syscalls: bytes
             os.write(ready, f"{type(error).__name__}: {error}".encode()[:400])  # fails once the worker is locked in
         finally:
             os._exit(0)
-    check(libc.setns(home, CLONE_NEWPID), "setns")
+    if home >= 0:
+        check(libc.setns(home, CLONE_NEWPID), "setns")
     os.close(ready)
     said = os.read(heard, 400)
     os.close(heard)
@@ -318,12 +364,16 @@ def main() -> None:
     limits = json.loads(sys.argv[1])
     control = socket.socket(fileno=int(sys.argv[2]))
     sys.argv = [""]
-    enter_user_namespace(os.open("/proc/self", os.O_PATH), CLONE_NEWPID)
-    if os.fork():  # the first process of the new namespace is the zygote: it may leave this namespace and come back
-        control.close()
-        os.wait()
-        return
-    home = os.open("/proc/self/ns/pid_for_children", os.O_RDONLY)
+    if "first_uid" in limits:
+        leave_root(limits["first_uid"])
+        home = -1
+    else:
+        enter_user_namespace(os.open("/proc/self", os.O_PATH), CLONE_NEWPID)
+        if os.fork():  # the first process of the new namespace is the zygote: it may leave this namespace and come back
+            control.close()
+            os.wait()
+            return
+        home = os.open("/proc/self/ns/pid_for_children", os.O_RDONLY)
     syscalls = make_filter()
     warm_up()
     rehearse()
@@ -335,9 +385,10 @@ def main() -> None:
     serve(control, limits, syscalls, home)
 
 
-def serve(control: socket.socket, limits: dict[str, int], syscalls: bytes, home: int) -> None:
+def serve(control: socket.socket, limits: dict[str, Any], syscalls: bytes, home: int) -> None:
     """Start a worker for each socket that comes, and tell how each ended, until the grader is gone."""
     workers: dict[int, tuple[int, socket.socket]] = {}  # pidfd -> pid, its channel
+    asked = 0
     events = select.poll()
     events.register(control, select.POLLIN)
     while True:
@@ -353,8 +404,9 @@ def serve(control: socket.socket, limits: dict[str, int], syscalls: bytes, home:
             if not byte:
                 return
             channel = socket.socket(fileno=fds[0])
+            asked += 1
             try:
-                pid, pidfd = start_worker(channel, limits, syscalls, home)
+                pid, pidfd = start_worker(channel, limits, syscalls, home, asked)
             except OSError as error:
                 with contextlib.suppress(OSError):
                     channel.sendall(f"!{error}".encode()[:400])
