@@ -153,7 +153,11 @@ def class_report(reports: Iterable[Report]) -> str:
             f"A class report is about one assignment, these are results of {', '.join(assignments)}: ask for each."
         )
     return _template("class_report.html").render(
-        assignment=(assignments or [""])[0], reports=graded, cells=CELLS, **(_arithmetic(graded) if graded else {})
+        assignment=(assignments or [""])[0],
+        reports=graded,
+        alike=pairs(graded),
+        cells=CELLS,
+        **(_arithmetic(graded) if graded else {}),
     )
 
 
@@ -204,7 +208,7 @@ def _arithmetic(reports: list[Report]) -> dict[str, Any]:
             for name, points in max_points.items()
         ],
         "claims": [(*name, int(passed.sum()), _tells_apart(claims, passed)) for name, passed in claims.items()],
-        "alike": pairs(reports),
+        "hardest": _hardest([(*name, int(passed.sum())) for name, passed in claims.items()], len(reports)),
         "mistakes": [
             (exercise, mistake, int(count))
             for (exercise, mistake), count in mistakes.sort_values(ascending=False, kind="stable").items()
@@ -222,6 +226,11 @@ def _arithmetic(reports: list[Report]) -> dict[str, Any]:
         "stopped": [row for report in reports for row in _stopped(report)],
         "looks": [row for report in reports for row in _looks(report)],
     }
+
+
+def _hardest(claims: list[tuple[str, str, int]], students: int) -> list[tuple[str, str, int]]:
+    """The claims that the fewest submissions pass, the fewest first."""
+    return sorted((claim for claim in claims if claim[2] < students), key=lambda claim: claim[2])[:5]
 
 
 CELLS = "(the cells)"  # beside the names of exercises: no name in Python looks like it

@@ -69,7 +69,11 @@ class Words:
         self.language = language or SOURCE_LANGUAGE
         self._known = known or {}
         self._patterns = sorted(
-            ((PLACE.split(text), translated) for text, translated in self._known.items() if PLACE.search(text)),
+            (
+                (PLACE.split(text), translated)
+                for text, translated in self._known.items()
+                if PLACE.search(text) and "{1}" not in text  # a template's own words are no sentence
+            ),
             key=lambda pattern: -sum(map(len, pattern[0][::2])),  # the one that says most is asked first
         )
 
@@ -106,7 +110,7 @@ class Words:
             return self._known[text]
         for parts, translated in self._patterns:
             values = _fitted(text, parts[::2])
-            if values is not None:
+            if values is not None and (parts[0] or ": " not in values[0]):  # else it would swallow a claim before it
                 told = [self.sentence(value, depth - 1) if depth else value for value in values]
                 places = dict(zip(reversed(parts[1::2]), reversed(told), strict=True))
                 return PLACE.sub(lambda place, places=places: places[place[1]], translated)  # type: ignore[misc]

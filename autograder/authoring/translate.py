@@ -48,6 +48,7 @@ COMPOSED = (
     "{wrong} of {total} entries of {name} are off by up to {difference}.",
     "{wrong} of {total} entries of {name} are off by up to {difference}, the largest at position {position}.",
     "an error of type {name} should have been raised, but none was.",
+    "your code goes here: replace this line (line {line} of cell {cell})",
     "the result",
 )
 
