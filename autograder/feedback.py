@@ -7,6 +7,7 @@ cleaned before it is printed and escaped by Jinja, and no page holds a script.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import re
@@ -35,7 +36,12 @@ HERE = Path(__file__).parent
 
 def words_for(assignment: str) -> Words:
     """What the students of this course read about an assignment."""
-    return Course(COURSE).words(assignment)
+    return _words(COURSE, assignment)
+
+
+@functools.cache  # course.toml is read once, not for each of thousands of pages
+def _words(root: Path, assignment: str) -> Words:
+    return Course(root).words(assignment)
 
 
 def number(points: float) -> str:

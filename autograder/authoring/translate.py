@@ -282,7 +282,8 @@ def _kept(text: str) -> Counter[str]:
             if part.type == "code_inline":
                 found[f"`{part.content}`"] += 1
             elif part.type.startswith("math_inline"):
-                found[f"${part.content}$"] += 1
+                formula = " ".join(part.content.split())
+                found[f"${formula}$"] += 1
             elif part.type in ("link_open", "image"):
                 found[f"the link to {part.attrGet('href') or part.attrGet('src')}"] += 1
     return found
