@@ -114,6 +114,12 @@ def chapter_messages(name: str, root: Path = ROOT) -> list[Message]:
     return _once(found)
 
 
+def page_messages(name: str, root: Path = ROOT) -> list[Message]:
+    """What Sphinx's gettext builder found on a page of the book. The MyST that it finds is prose."""
+    with (root / "_build/gettext" / f"{name}.pot").open("rb") as file:
+        return [Message(str(message.id), "prose", f"{name}.md") for message in read_po(file) if message.id]
+
+
 def _of_template(source: str) -> list[str]:
     found: list[str] = []
 
@@ -155,12 +161,17 @@ def _once(messages: list[Message]) -> list[Message]:
 
 
 def everything(root: Path = ROOT, only: Sequence[str] = ()) -> dict[str, list[Message]]:
-    """Every catalogue and its messages: the grader's, and one for each chapter that is taught."""
+    """Every catalogue and its messages: the grader's, one for each chapter that is taught, and one for each page of the
+    book, if Sphinx has read the book (`make translate`)."""
     chapters = [source.stem for source in Course(root).sources]
-    if unknown := sorted(set(only) - {"grader", *chapters}):
-        raise TranslationError(f"There is no catalogue {unknown[0]!r}. There is: grader, {', '.join(chapters)}.")
-    chosen = [name for name in ("grader", *chapters) if name in only or not only]
-    return {name: grader_messages(root) if name == "grader" else chapter_messages(name, root) for name in chosen}
+    pages = [f"book/{file.stem}" for file in sorted((root / "_build/gettext/book").glob("*.pot"))]
+    if unknown := sorted(set(only) - {"grader", *chapters, *pages}):
+        raise TranslationError(
+            f"There is no catalogue {unknown[0]!r}. There is: {', '.join(['grader', *chapters, *pages])}."
+        )
+    chosen = [name for name in ("grader", *chapters, *pages) if name in only or not only]
+    read = {"grader": lambda _, root: grader_messages(root), **dict.fromkeys(pages, page_messages)}
+    return {name: read.get(name, chapter_messages)(name, root) for name in chosen}
 
 
 # -- the .po files --------------------------------------------------------------------------------------------------
