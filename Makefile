@@ -93,8 +93,9 @@ current: $(ENVIRONMENT) ## Whether the notebooks are what solutions/ builds
 translate: $(ENVIRONMENT) ## What there is to translate, in locale/: make translate LANGUAGE=ja
 	@test -n "$(LANGUAGE)" || { echo "Into which language? make translate LANGUAGE=ja"; exit 1; }
 	@echo "Reading the book ..."
-	@jupyter-book build . --builder custom --custom-builder gettext >_build/gettext.log 2>&1 \
-		|| { tail -5 _build/gettext.log; exit 1; }
+	@rm -rf _build/.doctrees  # Sphinx keeps them for one builder only
+	@jupyter-book build . --builder custom --custom-builder gettext >_build/gettext.log 2>&1 || { tail -5 _build/gettext.log; exit 1; }
+	@rm -rf _build/.doctrees
 	@autograder translate $(LANGUAGE)
 
 .PHONY: verify
