@@ -272,7 +272,7 @@ class Results:
 
     def took(self, run: int) -> dict[str, float]:
         """Exercise -> the seconds that its tests took in a run, and "" -> the cells; nothing for runs of old."""
-        return dict(self._rows("SELECT exercise, seconds FROM times WHERE run = ?", (run,)))
+        return dict(self._rows("SELECT exercise, seconds FROM times WHERE run = ?", (run,))) if self._timed else {}
 
     def environment(self, sha: str) -> str:
         """An environment in words, "" if they were not kept."""
@@ -337,9 +337,13 @@ class Results:
             )
         if found > VERSION:
             raise ResultsError(f"{self.path} was written by a newer version of the grader. Update this one.")
-        if found < VERSION or len(there) < TABLES.count("CREATE TABLE"):
+        missing = TABLES.count("CREATE TABLE") - len(there)
+        untimed = missing == 1 and "times" not in there  # of an earlier version; who may only read it still can
+        if found < VERSION or (missing and not (untimed and not os.access(self.path, os.W_OK))):
             self._keep_a_log()
             self._build()
+            untimed = False
+        self._timed = not untimed
         # With a write-ahead log this never damages the file, and a process that is killed loses nothing that it
         # committed: the kernel has it. Only a power cut can lose the last verdicts, and they are graded again.
         self._db.execute("PRAGMA synchronous = NORMAL")
