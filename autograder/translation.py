@@ -172,6 +172,12 @@ def words(root: Path, language: str, chapter: str = "") -> Words:
 _MARKUP = re.compile(r"(\{%.*?%\}|\{#.*?#\}|<style>.*?</style>|<[^<>]*>)", re.DOTALL)
 _LABEL = re.compile(r'(?<=aria-label=")[^"]*')
 _SHOWN = re.compile(r"\{\{.*?\}\}")
+_UNSAFE = re.compile(r"[<>]|\{[{%#]")  # a translation is words: whoever writes one writes no page
+
+
+def unsafe(translated: str) -> bool:
+    """Whether there is more than words in the translation of a template's words."""
+    return bool(_UNSAFE.search(translated))
 
 
 def template(source: str, translate: Callable[[str], str]) -> str:
@@ -184,7 +190,7 @@ def template(source: str, translate: Callable[[str], str]) -> str:
         if not re.search(r"[^\W\d_]{2}", plain):
             return text
         translated = translate(plain)
-        if translated == plain:
+        if translated == plain or unsafe(translated):
             return text
         return text.replace(text.strip(), PLACE.sub(lambda place: given[int(place[1]) - 1], translated))
 
