@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 CLASS := $(or $(wildcard submitted),examples/class)
 ENVIRONMENT := .venv/installed
 BOOK := _build/html/.built
-BOOK_SOURCES = _config.yml _toc.yml $(shell find book docs notebooks experiments ichimon README.md CHANGELOG.md CONTRIBUTING.md -type f -not -name '*.pyc')
+BOOK_SOURCES = _config.yml _toc.yml $(wildcard course.toml) $(shell find locale book docs notebooks experiments ichimon README.md CHANGELOG.md CONTRIBUTING.md -type f -not -name '*.pyc' -not -name '*.mo')
 
 # $(call system,command that succeeds if it is there,Debian package,what goes without it)
 # Root on Debian or Ubuntu gets the package; everybody else gets a line that says so.
@@ -88,6 +88,15 @@ lint: $(ENVIRONMENT) ## ruff and mypy
 current: $(ENVIRONMENT) ## Whether the notebooks are what solutions/ builds
 	@built=$$(python -m autograder.authoring.build); [ -z "$$built" ] \
 		|| { echo "$$built"; echo "These were out of date. They are built now: look at the difference and commit them."; exit 1; }
+
+.PHONY: translate
+translate: $(ENVIRONMENT) ## What there is to translate, in locale/: make translate LANGUAGE=ja
+	@test -n "$(LANGUAGE)" || { echo "Into which language? make translate LANGUAGE=ja"; exit 1; }
+	@echo "Reading the book ..."
+	@rm -rf _build/.doctrees  # Sphinx keeps them for one builder only
+	@jupyter-book build . --builder custom --custom-builder gettext >_build/gettext.log 2>&1 || { tail -5 _build/gettext.log; exit 1; }
+	@rm -rf _build/.doctrees
+	@autograder translate $(LANGUAGE)
 
 .PHONY: verify
 verify: $(ENVIRONMENT) jail ## The gates: do the hidden tests deserve trust?

@@ -18,7 +18,7 @@ SOLUTIONS = COURSE / "solutions"
 TESTS = COURSE / "autograder" / "tests"
 # Where submissions come from, and what becomes of marks: a change there regrades nothing.
 DECIDES_NO_MARK = {"alike", "archives", "cli", "cluster", "collect", "exports", "feedback", "gradebook"}
-DECIDES_NO_MARK |= {"exchange", "hosted", "late", "names", "results", "roster", "story", "zipcollect"}
+DECIDES_NO_MARK |= {"exchange", "hosted", "late", "names", "results", "roster", "story", "translation", "zipcollect"}
 
 
 class UnknownAssignment(LookupError):

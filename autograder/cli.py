@@ -49,6 +49,7 @@ app = typer.Typer(
     autograder feedback                 a page for each student and a report of the class
     autograder copy-gradebook FROM TO   the gradebook into another database, such as PostgreSQL
     autograder verify                   for authors: do the hidden tests deserve trust?
+    autograder translate LANGUAGE       for translators: locale/LANGUAGE, brought up to the sources
     autograder release FOLDER           what students get, proved to hold no answer
     autograder package PLATFORM …       one assignment for Gradescope or GitHub
     autograder doctor                   can this machine lock submissions in?
@@ -348,6 +349,36 @@ def verify(
     from autograder.authoring import verify as gates
 
     raise typer.Exit(gates.main([chapter] if chapter else None, afresh=every))
+
+
+@app.command()
+def translate(
+    language: Annotated[str, typer.Argument(help="A code such as ja, de or pt_BR.")],
+    only: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE...]", help="Such as grader or 02-self-attention; without, all.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Change no file.")] = False,
+) -> None:
+    """Bring the .po files of a language up to the sources, and say how much of each is translated.
+
+    Exit codes: 0 what is translated can be used · 1 a translation lost a formula, a link, a placeholder · 2 the command
+    is wrong, or a file is no .po file.
+    """
+    from autograder.authoring import translate as translations
+
+    changed = [] if check else translations.update(language, only=only or ())
+    counts, problems = translations.status(language, only=only or ())
+    table = Table(header_style="bold", pad_edge=False, box=None, padding=(0, 1))
+    table.add_column(f"locale/{language}", no_wrap=True)
+    for name in ("messages", "translated", "out of date", "missing"):
+        table.add_column(name, justify="right")
+    for each in counts:
+        table.add_row(each.name, *(f"{n:,}" for n in (each.messages, each.translated, each.fuzzy, each.missing)))
+    out.print(table)
+    out.print(f"{len(changed)} files changed.")
+    for problem in problems:
+        err.print(escape(problem))
+    raise typer.Exit(1 if problems else 0)
 
 
 @app.command()

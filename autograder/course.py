@@ -5,6 +5,8 @@ course_id = "ichimon"                               # what nbgrader's exchange c
 exchange = "/srv/nbgrader/exchange"                 # where that is, if not where nbgrader looks
 gradebook = "postgresql:///ichimon"                 # instead of gradebook.db: docs/staff.md
 
+language = "ja"                                     # what of notebooks and feedback is translated in locale/ja
+
 [points."02-self-attention"]                        # instead of what the notebook's author thought
 causal_mask = 2
 attention = 8
@@ -24,6 +26,7 @@ from typing import Annotated
 
 import msgspec
 
+from autograder import translation
 from autograder.late import Late
 from ichimon import notebook
 from ichimon.notebook import Cell, NotebookError
@@ -37,6 +40,7 @@ class CourseError(NotebookError):
 
 class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     leave_out: frozenset[str] = frozenset()
+    language: str = ""
     points: Mapping[str, Mapping[str, float]] = {}
     course_id: Annotated[str, msgspec.Meta(pattern=r"\A\w[\w.-]*\Z")] = "ichimon"
     exchange: str = ""
@@ -59,6 +63,13 @@ class Course:
             return _Settings()
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
             raise CourseError(f"{FILE} cannot be understood: {error}.") from error
+        language = given.language
+        if language not in ("", translation.SOURCE_LANGUAGE) and not (
+            re.fullmatch(r"[A-Za-z_]+", language) and (self.root / translation.FOLDER / language).is_dir()
+        ):
+            raise CourseError(
+                f"{FILE}: there is no folder {translation.FOLDER}/{language}; `autograder translate` makes one."
+            )
         there = {source.stem for source in (self.root / "solutions").glob("*.py")}
         if unknown := sorted((given.leave_out | set(given.points) | given.late.chapters()) - there):
             raise CourseError(f"{FILE} names {unknown[0]}; the chapters are {', '.join(sorted(there))}.")
@@ -85,10 +96,15 @@ class Course:
         """exercise -> its points, where course.toml changes them."""
         return self.settings.points.get(name, {})
 
+    def words(self, chapter: str = "") -> translation.Words:
+        """What students read, in the language of this course."""
+        return translation.words(self.root, self.settings.language, chapter)
+
     def cells(self, source: Path) -> list[Cell]:
-        """A source's cells with the points that its exercises have in this course, also in the prompts' table."""
+        """A source's cells in this course's language, with the points that its exercises have here, also in the
+        prompts' table."""
         changed = {exercise: float(points) for exercise, points in self.points(source.stem).items()}
-        cells = notebook.cells(source)
+        cells = translation.cells(notebook.cells(source), self.words(source.stem))
         for exercise, points in changed.items():
             row = re.compile(rf"^(\| *`{exercise}`.*\| *)[\d.]+( *\|)$", re.MULTILINE)
             told = [row.subn(rf"\g<1>{points:g}\2", cell.source) for cell in cells]

@@ -7,11 +7,12 @@ cleaned before it is printed and escaped by Jinja, and no page holds a script.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import re
 import textwrap
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,28 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
+from autograder import translation
 from autograder.alike import pairs
-from autograder.report import LONGEST_OUTPUT, ExerciseResult, Outcome, Report, TestResult, clean
+from autograder.assignment import COURSE
+from autograder.course import Course
+from autograder.report import LONGEST_OUTPUT, STOPPED, ExerciseResult, Outcome, Report, TestResult, clean
+from autograder.translation import Words
 
 if TYPE_CHECKING:
     import pandas as pd
+
+ENGLISH = Words()
+HERE = Path(__file__).parent
+
+
+def words_for(assignment: str) -> Words:
+    """What the students of this course read about an assignment."""
+    return _words(COURSE, assignment)
+
+
+@functools.cache  # course.toml is read once, not for each of thousands of pages
+def _words(root: Path, assignment: str) -> Words:
+    return Course(root).words(assignment)
 
 
 def number(points: float) -> str:
@@ -40,13 +58,7 @@ class Claim:
     passed: int
     cases: int
     lost: TestResult | None  # the first that did not pass: its outcome, message and mistake stand for all
-
-    @property
-    def verdict(self) -> str:
-        if self.lost is None:
-            return "passed"
-        some = f", {self.passed} of {self.cases} cases pass" if self.passed else ""
-        return f"{self.lost.outcome.value}{some}"
+    verdict: str
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,15 @@ class Section:
     shared: str  # the message that all lost claims share, "" if each has its own
 
 
-def section(result: ExerciseResult) -> Section:
+def _verdict(tests: Sequence[TestResult], words: Words) -> str:
+    lost, passed = next((test for test in tests if not test.passed), None), sum(test.passed for test in tests)
+    outcome = words((lost.outcome if lost else Outcome.PASSED).value)
+    if lost and passed:
+        return words("{outcome}, {passed} of {cases} cases pass", outcome=outcome, passed=passed, cases=len(tests))
+    return outcome
+
+
+def section(result: ExerciseResult, words: Words = ENGLISH) -> Section:
     by_claim: dict[str, list[TestResult]] = {}
     for test in result.tests:
         by_claim.setdefault(test.claim, []).append(test)
@@ -70,6 +90,7 @@ def section(result: ExerciseResult) -> Section:
             passed=sum(test.passed for test in tests),
             cases=len(tests),
             lost=next((test for test in tests if not test.passed), None),
+            verdict=_verdict(tests, words),
         )
         for text, tests in by_claim.items()
     )
@@ -83,9 +104,9 @@ def section(result: ExerciseResult) -> Section:
     )
 
 
-def plain(result: ExerciseResult) -> str:
+def plain(result: ExerciseResult, words: Words = ENGLISH) -> str:
     """One exercise as text for nbgrader's pages, which print it as it is and break no line."""
-    return "".join(_wrapped(line) for line in _told(result, clean).splitlines(keepends=True))
+    return "".join(_wrapped(line) for line in _told(result, clean, words).splitlines(keepends=True))
 
 
 def _wrapped(line: str) -> str:
@@ -95,22 +116,23 @@ def _wrapped(line: str) -> str:
     return textwrap.fill(line, 90, subsequent_indent=indent) + "\n"
 
 
-def comment(result: ExerciseResult) -> str:
+def comment(result: ExerciseResult, words: Words = ENGLISH) -> str:
     """The same as Markdown: what the student's code had a say in stands in backticks, so that it stays text."""
 
     def quote(message: str) -> str:
         return f"`{' '.join(clean(message).replace('`', chr(39)).split())}`"
 
-    return _told(result, quote)
+    return _told(result, quote, words)
 
 
-def _told(result: ExerciseResult, quote: Callable[[str], str]) -> str:
+def _told(result: ExerciseResult, quote: Callable[[str], str], words: Words) -> str:
     # each further line of a message has a bar, so that none of them passes for one of ours
-    told = section(result)
-    lines = [f"{number(result.points)} of {number(result.max_points)} points", ""]
-    lines += [f"- What seems to have happened: {mistake}" for mistake in told.mistakes]
+    told = section(result, words)
+    got, most = number(result.points), number(result.max_points)
+    lines = [words("{got} of {most} points", got=got, most=most), ""]
+    lines += [words("- What seems to have happened: {mistake}", mistake=mistake) for mistake in told.mistakes]
     lines += ["- " + quote(told.shared).replace("\n", "\n  | ")] if told.shared else []
-    lines += [] if told.claims else ["- Nothing of it was tested."]
+    lines += [] if told.claims else [words("- Nothing of it was tested.")]
     for claim in told.claims:
         lines.append(f"- {'✓' if claim.lost is None else '✗'} {claim.text}: {claim.verdict}")
         if claim.lost:
@@ -121,9 +143,11 @@ def _told(result: ExerciseResult, quote: Callable[[str], str]) -> str:
 
 
 def page(report: Report) -> str:
-    """A student's feedback: one HTML file that needs no other."""
-    sections = [section(result) for result in report.exercises]
-    return _template("feedback.html").render(report=report, sections=sections)
+    """A student's feedback, in the language of the course: one HTML file that needs no other."""
+    words = words_for(report.assignment)
+    report = words.report(report)
+    sections = [section(result, words) for result in report.exercises]
+    return _template("feedback.html", words).render(report=report, sections=sections)
 
 
 def class_report(reports: Iterable[Report]) -> str:
@@ -135,7 +159,11 @@ def class_report(reports: Iterable[Report]) -> str:
             f"A class report is about one assignment, these are results of {', '.join(assignments)}: ask for each."
         )
     return _template("class_report.html").render(
-        assignment=(assignments or [""])[0], reports=graded, **(_arithmetic(graded) if graded else {})
+        assignment=(assignments or [""])[0],
+        reports=graded,
+        alike=pairs(graded),
+        cells=CELLS,
+        **(_arithmetic(graded) if graded else {}),
     )
 
 
@@ -168,6 +196,10 @@ def _arithmetic(reports: list[Report]) -> dict[str, Any]:
     )
     mistakes = tests[tests.mistake != ""].groupby(["exercise", "mistake"])["student"].nunique()
     outcomes = tests.groupby("outcome")["student"].agg(["size", "nunique"])
+    endings = pd.DataFrame(_endings(reports), columns=["student", "exercise", "ending", "points", "seconds"])
+    ended = endings[endings.exercise != CELLS]
+    took = endings.groupby("exercise")["seconds"].agg(["median", "max", "count"])
+    sums = endings.groupby("student")["seconds"].sum(min_count=1).dropna().sort_values(ascending=False, kind="stable")
     return {
         "max_points": max_points,
         "rows": list(zip(reports, marks.to_numpy().tolist(), totals, strict=True)),
@@ -182,13 +214,63 @@ def _arithmetic(reports: list[Report]) -> dict[str, Any]:
             for name, points in max_points.items()
         ],
         "claims": [(*name, int(passed.sum()), _tells_apart(claims, passed)) for name, passed in claims.items()],
-        "alike": pairs(reports),
+        "hardest": _hardest([(*name, int(passed.sum())) for name, passed in claims.items()], len(reports)),
         "mistakes": [
             (exercise, mistake, int(count))
             for (exercise, mistake), count in mistakes.sort_values(ascending=False, kind="stable").items()
         ],
         "outcomes": [(o.value, *outcomes.loc[o.value].tolist()) for o in Outcome if o.value in outcomes.index],
+        "ways": [way for way in (*Outcome, NOT_RUN) if way in set(ended.ending)],
+        "endings": {name: ended[ended.exercise == name].ending.value_counts().to_dict() for name in max_points},
+        "took": {
+            name: (took.loc[name, "median"], took.loc[name, "max"])
+            for name in (*max_points, CELLS)
+            if name in took.index and took.loc[name, "count"]
+        },
+        "slowest": [(student, float(seconds)) for student, seconds in sums.head(10).items()],
+        "seconds": float(sums.sum()),
+        "stopped": [row for report in reports for row in _stopped(report)],
+        "looks": [row for report in reports for row in _looks(report)],
     }
+
+
+def _hardest(claims: list[tuple[str, str, int]], students: int) -> list[tuple[str, str, int]]:
+    """The claims that the fewest submissions pass, the fewest first."""
+    return sorted((claim for claim in claims if claim[2] < students), key=lambda claim: claim[2])[:5]
+
+
+CELLS = "(the cells)"  # beside the names of exercises: no name in Python looks like it
+NOT_RUN = "not tested"
+
+
+def _endings(reports: Iterable[Report]) -> Iterator[tuple[str, str, str, float, float | None]]:
+    """How each exercise of each submission ended, and how long that took, by the clock of the trusted side."""
+    for report in reports:
+        for result in report.exercises:
+            seconds = report.seconds.get(result.exercise)
+            yield report.student, result.exercise, result.ending or NOT_RUN, result.points, seconds
+        if "" in report.seconds:
+            yield report.student, CELLS, "", 0.0, report.seconds[""]
+
+
+def _stopped(report: Report) -> Iterator[tuple[str, str, str]]:
+    """What of a submission ran into a limit: whose, where, and how."""
+    for run in report.cells:
+        if run.error.startswith("stopped: "):
+            yield report.student, run.cell, run.error.removeprefix("stopped: ")
+    for result in report.exercises:
+        lost = next((test for test in result.tests if test.outcome in STOPPED), None)
+        if lost:
+            yield report.student, result.exercise, f"{lost.outcome.value}: {lost.message}"
+
+
+def _looks(report: Report) -> Iterator[tuple[str, str]]:
+    """What only a person can decide."""
+    yield from ((report.student, notice) for notice in report.notices if notice.endswith("a person should look."))
+    for result in report.exercises:
+        crashed = [test.claim for test in result.tests if test.outcome is Outcome.CRASHED]
+        if crashed:
+            yield report.student, f"{result.exercise}: {Outcome.CRASHED.value} ({crashed[0]})"
 
 
 def _tells_apart(claims: pd.DataFrame, passed: pd.Series) -> float | None:
@@ -215,7 +297,18 @@ def tables(reports: list[Report]) -> dict[str, str]:
         for result in report.exercises
         for test in result.tests
     ]
-    return {"marks.csv": spreadsheet(marks), "claims.csv": spreadsheet(claims)}
+    outcomes = [["student", "exercise", "outcome", "points", "seconds"]]
+    outcomes += [
+        [
+            student,
+            exercise,
+            ending,
+            *(["", seconds] if exercise == CELLS else [points, "" if seconds is None else seconds]),
+        ]
+        for student, exercise, ending, points, seconds in _endings(reports)
+    ]
+    sheets = {"marks.csv": marks, "claims.csv": claims, "outcomes.csv": outcomes}
+    return {name: spreadsheet(rows) for name, rows in sheets.items()}
 
 
 def spreadsheet(rows: Iterable[Iterable[object]]) -> str:
@@ -264,9 +357,11 @@ def _printable(value: object) -> object:
     return value if isinstance(value, Markup) or not isinstance(value, str) else clean(value, LONGEST_OUTPUT)
 
 
-def _template(name: str) -> jinja2.Template:
+def _template(name: str, words: Words = ENGLISH) -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FunctionLoader(
+            lambda file: translation.template((HERE / file).read_text(encoding="utf-8"), words)
+        ),
         autoescape=True,
         finalize=_printable,
         undefined=jinja2.StrictUndefined,
@@ -274,4 +369,5 @@ def _template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"clean": clean, "number": number}
+    environment.globals["words"] = words
     return environment.get_template(name)

@@ -46,7 +46,7 @@ from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
 from autograder.course import Course, CourseError
-from autograder.feedback import comment, number, plain
+from autograder.feedback import comment, number, plain, words_for
 from autograder.late import Late
 from autograder.report import LONGEST_OUTPUT, ExerciseResult, Report, clean
 from autograder.results import Key, Move
@@ -230,6 +230,8 @@ def _name(cell: NotebookNode) -> str:
 
 def show_report(notebook: NotebookNode, report: Report) -> None:
     """Write into the notebook what the grader has to say: as plain text, which no page takes for HTML."""
+    words = words_for(report.assignment)
+    report = words.report(report)
     waiting = [(cell, cell.metadata.get("ichimon", {}).get("names", [])) for cell in notebook.cells]
     for run in report.cells:
         found = next((i for i, (_, names) in enumerate(waiting) if run.cell in names), None)
@@ -240,7 +242,7 @@ def show_report(notebook: NotebookNode, report: Report) -> None:
     results = {result.exercise: result for result in report.exercises}
     for cell in notebook.cells:
         if (exercise := _checked(cell)) in results:
-            _print(cell, plain(results[exercise]))
+            _print(cell, plain(results[exercise], words))
     if report.notices:
         about = new_code_cell("# What the autograder noticed", id="notices")
         _print(about, "\n".join(clean(notice) for notice in report.notices))
@@ -396,7 +398,9 @@ class SaveReport(SaveAutoGrades):
             super()._add_comment(cell, resources)
             return
         found = self.gradebook.find_comment(result.exercise, self.notebook_id, self.assignment_id, self.student_id)
-        found.auto_comment = comment(result)
+        words = words_for(self.assignment_id)
+        [told] = words.report(Report("", "", "", (result,))).exercises
+        found.auto_comment = comment(told, words)
 
 
 # -- late work ------------------------------------------------------------------------------------------------------

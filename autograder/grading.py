@@ -126,15 +126,19 @@ class Grader:
         student = student_of(submission, self.assignment, self.jail, self.tests[0].module)
         results: dict[str, list[TestResult]] = {exercise: [] for exercise in chosen}
         runs: list[CellRun] = []
+        seconds: dict[str, float] = {}
         try:
             if submission.cells:
                 runs = self._run_cells(student)
+                before = seconds[""] = student._taken()
                 for test in self.tests:
                     exercise = self.exercise(test)
                     done = results.get(exercise)
                     if done is None or (first_failure and done and not done[-1].passed):
                         continue
                     done.append(self._result(test, student, name_mistake=not first_failure))
+                    seconds[exercise] = seconds.get(exercise, 0.0) + student._taken() - before
+                    before = student._taken()
         finally:
             student._close()
         report = Report(
@@ -147,6 +151,7 @@ class Grader:
             ),
             (*submission.notices, *_borrowed(submission, self.tests[0].module)),
             tuple(runs),
+            {name: round(spent, 3) for name, spent in seconds.items()},
         )
         if student._disturbed:
             raise Disturbed(report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import ClassVar
 
@@ -41,6 +42,10 @@ class Outcome(StrEnum):
     CRASHED = "the test could not judge this answer"  # an exception of the test itself: ours to mend
 
 
+WORST_FIRST = tuple(reversed(Outcome))
+STOPPED = frozenset({Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY, Outcome.DIED})  # by us, at one of the limits
+
+
 class TestResult(msgspec.Struct, frozen=True):
     """One hidden test on one submission. Nothing here may show an expected value or a line of the test."""
 
@@ -74,6 +79,12 @@ class ExerciseResult(msgspec.Struct, frozen=True):
         return round(self.max_points * passed / total, 2) if total else 0.0
 
     @property
+    def ending(self) -> Outcome | None:
+        """How the exercise as a whole ended: as the worst of its tests did. None if none of them ran."""
+        outcomes = {test.outcome for test in self.tests}
+        return next((outcome for outcome in WORST_FIRST if outcome in outcomes), None)
+
+    @property
     def reason(self) -> str:
         """One line for a table of marks: why points are missing, or "" where none are."""
         lost = [test for test in self.tests if not test.passed]
@@ -100,8 +111,8 @@ class CellRun(msgspec.Struct, frozen=True):
     source: str = ""  # the code that ran
 
 
-class Report(msgspec.Struct, frozen=True):
-    """One submission, graded."""
+class Report(msgspec.Struct, frozen=True, eq=False):
+    """One submission, graded. Two reports are equal if they say the same, however long it took."""
 
     student: str
     assignment: str
@@ -109,6 +120,12 @@ class Report(msgspec.Struct, frozen=True):
     exercises: tuple[ExerciseResult, ...]
     notices: tuple[str, ...] = ()  # sentences: a duplicated cell, a blanked magic, the wrong file, ...
     cells: tuple[CellRun, ...] = ()
+    seconds: Mapping[str, float] = {}  # exercise -> how long its tests took; "": the cells. What is unknown is absent
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Report) and all(
+            getattr(self, field) == getattr(other, field) for field in self.__struct_fields__ if field != "seconds"
+        )
 
     @property
     def points(self) -> float:

@@ -42,6 +42,9 @@ CREATE TABLE IF NOT EXISTS submissions (
     student TEXT NOT NULL, assignment TEXT NOT NULL, sha TEXT NOT NULL, path TEXT NOT NULL,
     first_seen_at REAL NOT NULL, seen_at REAL NOT NULL, PRIMARY KEY (student, assignment, sha)
 );
+CREATE TABLE IF NOT EXISTS times (
+    run INTEGER NOT NULL REFERENCES runs, exercise TEXT NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (run, exercise)
+);
 CREATE TABLE IF NOT EXISTS environments (sha TEXT PRIMARY KEY, says TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS announced (
     student TEXT NOT NULL, assignment TEXT NOT NULL, exercise TEXT NOT NULL,
@@ -185,6 +188,9 @@ class Results:
             run = self._db.execute(
                 "INSERT INTO runs (notices, cells) VALUES (?, ?)", (_json(report.notices), _json(report.cells))
             ).lastrowid
+            self._db.executemany(
+                "INSERT INTO times VALUES (?, ?, ?)", [(run, *spent) for spent in report.seconds.items()]
+            )
             self._db.execute("INSERT OR IGNORE INTO environments VALUES (?, ?)", (environment, _environment()))
             self._db.executemany(
                 "INSERT INTO verdicts VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -200,9 +206,13 @@ class Results:
         standing = self.standing(student, assignment)
         if not standing:
             return None
-        notices, cells = self.ran(max(verdict.run for verdict in standing.values()))
+        took = {run: self.took(run) for run in {verdict.run for verdict in standing.values()}}
+        last = max(took)
+        notices, cells = self.ran(last)
+        runs = {"": last, **{name: verdict.run for name, verdict in standing.items()}}
+        seconds = {name: took[run][name] for name, run in runs.items() if name in took[run]}
         sha = next(iter(standing.values())).sha
-        return Report(student, assignment, sha, tuple(v.result for v in standing.values()), notices, cells)
+        return Report(student, assignment, sha, tuple(v.result for v in standing.values()), notices, cells, seconds)
 
     def reports(self, assignment: str = "", student: str = "") -> list[Report]:
         """The latest report of every student, or of one, for one assignment or for all."""
@@ -259,6 +269,10 @@ class Results:
         """The notices of a run, and its cells: their code, what they printed, how they failed."""
         notices, cells = self._row("SELECT notices, cells FROM runs WHERE id = ?", run)
         return self._decoded(notices, tuple[str, ...]), self._decoded(cells, tuple[CellRun, ...])
+
+    def took(self, run: int) -> dict[str, float]:
+        """Exercise -> the seconds that its tests took in a run, and "" -> the cells; nothing for runs of old."""
+        return dict(self._rows("SELECT exercise, seconds FROM times WHERE run = ?", (run,))) if self._timed else {}
 
     def environment(self, sha: str) -> str:
         """An environment in words, "" if they were not kept."""
@@ -323,9 +337,13 @@ class Results:
             )
         if found > VERSION:
             raise ResultsError(f"{self.path} was written by a newer version of the grader. Update this one.")
-        if found < VERSION or len(there) < TABLES.count("CREATE TABLE"):
+        missing = TABLES.count("CREATE TABLE") - len(there)
+        untimed = missing == 1 and "times" not in there  # of an earlier version; who may only read it still can
+        if found < VERSION or (missing and not (untimed and not os.access(self.path, os.W_OK))):
             self._keep_a_log()
             self._build()
+            untimed = False
+        self._timed = not untimed
         # With a write-ahead log this never damages the file, and a process that is killed loses nothing that it
         # committed: the kernel has it. Only a power cut can lose the last verdicts, and they are graded again.
         self._db.execute("PRAGMA synchronous = NORMAL")

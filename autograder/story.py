@@ -97,6 +97,8 @@ def _graded(results: Results, verdict: Verdict, assignment: str) -> Iterator[str
     here = verdict.environment_sha == environment_sha()
     says = results.environment(verdict.environment_sha)
     yield f"{moment(verdict.graded_at)}" + (f", attempt {verdict.attempt}" if verdict.attempt > 1 else "")
+    if (took := results.took(verdict.run)) and verdict.result.exercise in took:
+        yield f"It took {took[verdict.result.exercise]:.2f} s, and all cells before it {took.get('', 0):.2f} s."
     yield f"Tests {verdict.tests_sha[:12]}: " + ("today's" if today else "they have changed since, or are gone")
     yield (
         f"Environment {verdict.environment_sha[:12]}{f' ({says})' if says else ''}: "

@@ -159,6 +159,10 @@ class Student:
             self._worker.kill()
             self._worker = None
 
+    def _taken(self) -> float:
+        """The seconds for which this submission's workers have been asked so far, by our own clock."""
+        return self._seconds + (self._worker.seconds if self._worker else 0)
+
     # -- the worker --
 
     def _running(self) -> Worker:
@@ -208,7 +212,7 @@ class Student:
         limits = self._jail.limits
         if self._workers_lost > limits.lost_workers:
             raise WorkerLost(Outcome.TIMED_OUT, f"its code had to be stopped {self._workers_lost} times")
-        if self._seconds + (self._worker.seconds if self._worker else 0) > limits.total_seconds:
+        if self._taken() > limits.total_seconds:
             raise WorkerLost(Outcome.TIMED_OUT, f"the whole notebook took more than {limits.total_seconds:g} seconds")
 
     def _number(self) -> int:

@@ -31,16 +31,16 @@ class Variant:
 
 @functools.cache
 def mistakes(assignment: str) -> tuple[Variant, ...]:
-    return _read(FOLDER / "mistakes" / f"{assignment}.py")
+    return read(FOLDER / "mistakes" / f"{assignment}.py")
 
 
 @functools.cache
 def alternatives(assignment: str) -> tuple[Variant, ...]:
-    return _read(FOLDER / "alternatives" / f"{assignment}.py")
+    return read(FOLDER / "alternatives" / f"{assignment}.py")
 
 
-def _read(path: Path) -> tuple[Variant, ...]:
-    """Raises ValueError with file and title for a cell that is not as above."""
+def read(path: Path) -> tuple[Variant, ...]:
+    """The answers in a file. Raises ValueError with file and title for a cell that is not as above."""
     found = []
     for block in re.split(r"^# %% ", path.read_text(), flags=re.MULTILINE)[1:]:
         header, _, source = block.partition("\n")

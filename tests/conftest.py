@@ -27,6 +27,23 @@ CLASS = ROOT / "examples" / "class"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NIGHTLY = bool(os.environ.get("ICHIMON_NIGHTLY"))  # `make nightly` sets it: more examples, and tests that take long
 
+# The others know our marks and words. Where course.toml changes these, only what follows it can judge.
+FOLLOWS_THE_COURSE = {"book", "build", "capstone", "course", "mutants", "notebooks", "release", "translate", "verify"}
+collect_ignore = [
+    path.name
+    for path in Path(__file__).parent.glob("test_*.py")
+    if (ROOT / "course.toml").exists() and path.stem.removeprefix("test_") not in FOLLOWS_THE_COURSE
+]
+
+
+def pytest_report_header() -> str:
+    if not collect_ignore:
+        return ""
+    return (
+        f"course.toml changes the course: {len(collect_ignore)} files of tests that know it as it comes are left out. "
+        f"Those that follow your course run: {', '.join(sorted(FOLLOWS_THE_COURSE))}."
+    )
+
 
 @dataclass(frozen=True)
 class Ran:

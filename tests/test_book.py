@@ -50,7 +50,7 @@ def test_every_chapter_in_the_table_of_contents_is_in_the_list_of_chapters() -> 
     listed = yaml.safe_load((ROOT / "book/chapters.yml").read_text(encoding="utf-8"))
     chapters = [chapter["page"] for part in listed["parts"] for chapter in part["chapters"]]
     files = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
-    shown = [Path(file).name for file in files if file.startswith("book/")]
+    shown = [Path(file).name for file in files if file.startswith("book/") and not Path(file).name.startswith("9")]
     assert shown == [page for page in chapters if (ROOT / f"book/{page}.md").exists()]
     assert [page[:2] for page in chapters] == [f"{number:02}" for number in range(len(chapters))]
     assert {n for question in listed["questions"] for n in question["chapters"]} <= set(range(len(chapters)))

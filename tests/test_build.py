@@ -14,6 +14,7 @@ from nbgrader.api import Gradebook
 from nbgrader.validator import Validator
 
 from autograder.authoring.build import ANSWER_STUB, ROOT, STUB, build
+from autograder.course import Course
 from ichimon import notebook
 from ichimon.notebook import NotebookError
 
@@ -94,6 +95,11 @@ def released(root: Path) -> dict[str, Any]:
 def test_the_committed_notebook_is_what_its_source_builds(tmp_path: Path, name: str) -> None:
     (tmp_path / "solutions").mkdir()
     shutil.copy(ROOT / "solutions" / f"{name}.py", tmp_path / "solutions")
+    course = Course(ROOT)
+    points = "".join(f"{exercise} = {value}\n" for exercise, value in course.points(name).items())
+    (tmp_path / "course.toml").write_text(f'language = "{course.settings.language}"\n[points."{name}"]\n{points}')
+    if (ROOT / "locale").is_dir():
+        shutil.copytree(ROOT / "locale", tmp_path / "locale")
     build(tmp_path)
     same = released_path(tmp_path, name).read_bytes() == released_path(ROOT, name).read_bytes()
     assert same, f"notebooks/{name} is out of date: run python -m autograder.authoring.build"

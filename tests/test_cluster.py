@@ -128,6 +128,7 @@ def tasks(copies: int = 1) -> list[Task]:
 def plain(report: Report) -> Any:
     """What must be the same wherever it was graded: the cheat prints what it sees of its own process."""
     builtins = msgspec.to_builtins(report)
+    del builtins["seconds"]  # a clock is never the same
     for cell in builtins["cells"] if report.student.startswith("student-14") else ():
         del cell["output"]
     return builtins

@@ -34,7 +34,8 @@ def test_a_document_names_only_files_and_targets_that_exist(document: Path) -> N
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     paths = re.findall(r"`((?:autograder|book|docs|examples|experiments|ichimon|solutions|tests)/[\w./-]+)`", text)
     missing = [link for link in links if not (document.parent / link).exists()]
-    missing += [path for path in paths if "NN" not in path and not (ROOT / path).exists()]
+    paths = [path for path in paths if not re.search("NN|/(test_)?9\\d", path)]  # from 90 on they are the reader's own
+    missing += [path for path in paths if not (ROOT / path).exists()]
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     missing += [f"make {name}" for name in re.findall(r"`make ([a-z-]+)`", text) if name not in targets]
     assert not missing

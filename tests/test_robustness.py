@@ -86,7 +86,8 @@ class Course:
 
     def reports(self) -> dict[str, Any]:
         with Results(self.results) as stored:
-            return {report.student: msgspec.to_builtins(report) for report in stored.reports()}
+            timeless = [msgspec.structs.replace(report, seconds={}) for report in stored.reports()]
+            return {report.student: msgspec.to_builtins(report) for report in timeless}
 
     def marks(self) -> list[tuple[Any, ...]]:
         """Every mark of the gradebook: whose, which cell's, how much, and what is said about it."""

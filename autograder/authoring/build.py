@@ -12,12 +12,13 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from autograder import translation
 from autograder.course import Course
 from ichimon import notebook
 from ichimon.notebook import Cell, NotebookError
@@ -50,7 +51,7 @@ def build(root: Path = ROOT, only: Sequence[str] = (), db_url: str | None = None
     for name in only or sources:
         released = root / "notebooks" / name / f"{name}.ipynb"
         stamp = root / "_build" / "nbgrader" / "stamps" / f"{name}-{_sha(db_url.encode())[:8]}.json"
-        inputs = _fingerprint(sources[name], course.points(name))
+        inputs = _fingerprint(sources[name], course)
         if _read(stamp) == _stamp(inputs, _read(released)) and _gradebook_knows(name, db_url):
             continue
         content = _generate(sources[name], name, root, db_url)
@@ -64,6 +65,10 @@ def build(root: Path = ROOT, only: Sequence[str] = (), db_url: str | None = None
 def main() -> None:
     """Build what is out of date and print a line for each notebook that changed."""
     try:
+        if (language := Course(ROOT).settings.language) not in ("", translation.SOURCE_LANGUAGE):
+            from autograder.authoring import translate
+
+            print(translate.summary(language), file=sys.stderr)
         changed = build(only=[Path(name).stem for name in sys.argv[1:]])
     except NotebookError as error:
         sys.exit(str(error))
@@ -149,9 +154,13 @@ def _own_programs_on_path() -> Iterator[None]:
         os.environ["PATH"] = before
 
 
-def _fingerprint(source: Path, points: Mapping[str, float]) -> str:
+def _fingerprint(source: Path, course: Course) -> str:
+    points, language = course.points(source.stem), course.settings.language
     parts = [path.read_bytes() for path in (source, Path(__file__), Path(notebook.__file__))]
     parts += [json.dumps(points, sort_keys=True, default=dict).encode()] if points else []
+    if language:
+        parts += [language.encode(), Path(translation.__file__).read_bytes()]
+        parts += [_read(translation.catalogue(course.root, language, name)) or b"" for name in ("grader", source.stem)]
     parts += [version(tool).encode() for tool in ("jupytext", "nbgrader", "nbformat", "nbconvert")]
     return _sha("".join(_sha(part) for part in parts).encode())
 

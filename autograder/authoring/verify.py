@@ -32,6 +32,7 @@ from autograder import variants
 from autograder.assignment import COURSE, Assignment
 from autograder.authoring.build import STUB
 from autograder.authoring.mutants import Mutant, mutants
+from autograder.course import Course
 from autograder.report import Outcome, Report, TestResult
 from autograder.variants import Variant
 
@@ -201,15 +202,26 @@ def equivalents(name: str) -> tuple[Equivalent, ...]:
 
 
 def strays() -> Iterator[str]:
-    """Files of chapters that are not whole: a source without hidden tests, or what belongs to no source."""
+    """Files of chapters that are not whole: a source without hidden tests, what belongs to no source, or a page that no
+    reader finds."""
+    root = assignments.SOLUTIONS.parent
     solutions = {path.stem for path in assignments.SOLUTIONS.glob("*.py")}
-    for name in sorted(solutions - set(assignments.names())):
+    taught = {source.stem for source in Course(root).sources}
+    for name in sorted(taught - set(assignments.names())):
         yield f"solutions/{name}.py has no hidden tests: write autograder/tests/test_{name.replace('-', '_')}.py."
     expected = {f"test_{name.replace('-', '_')}" for name in solutions}
     beside = {folder: variants.FOLDER / folder for folder in ("mistakes", "alternatives", "equivalents")}
     found = [(f"tests/{path.name}", path.stem in expected) for path in assignments.TESTS.glob("test_*.py")]
     found += [(f"{name}/{path.name}", path.stem in solutions) for name, at in beside.items() for path in at.glob("*.*")]
     yield from (f"autograder/{name} belongs to no file in solutions/." for name, known in sorted(found) if not known)
+    for path in sorted((root / "notebooks").glob("*/*.ipynb")):
+        if path.stem not in solutions:
+            yield f"notebooks/{path.parent.name}/{path.name} belongs to no file in solutions/: delete it."
+    contents = root / "_toc.yml"
+    listed = contents.read_text(encoding="utf-8") if contents.exists() else ""
+    for page in sorted((root / "book").glob("[0-9][0-9]-*.md")):
+        if not re.search(rf"^ *- file: book/{re.escape(page.stem)}$", listed, re.MULTILINE):
+            yield f"book/{page.name} is not in _toc.yml, so no reader finds it."
 
 
 def hidden_tests(source: str) -> list[HiddenTest]:
@@ -240,7 +252,19 @@ def form_problems(chapter: Chapter) -> list[str]:
         *_mistake_problems(chapter.mistakes, tests, exercises),
         *_alternative_problems(chapter.alternatives, exercises),
         *_equivalent_problems(chapter.equivalents, exercises),
+        *_table_problems(chapter.assignment),
     ]
+
+
+def _table_problems(assignment: Assignment) -> Iterator[str]:
+    """A prompt that has the table of exercises has each of them, with its points."""
+    prompts = "\n".join(cell.source for cell in assignment.cells if cell.kind == "markdown")
+    rows = dict(re.findall(r"^\| *`(\w+)`.*\| *([\d.]+) *\|$", prompts, re.MULTILINE))
+    for exercise, points in assignment.points.items() if set(rows) & set(assignment.points) else ():
+        if exercise not in rows:
+            yield f"{exercise} is missing from the table at the beginning of {assignment.name}."
+        elif float(rows[exercise]) != points:
+            yield f"{exercise} counts {points:g} points, and the table of {assignment.name} says {rows[exercise]}."
 
 
 def _test_problems(tests: Sequence[HiddenTest], source: str, exercises: Sequence[str]) -> Iterator[str]:

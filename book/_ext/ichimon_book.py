@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,8 @@ class Chapters(FromChapters):
 
     def notebook(self, chapter: dict[str, str]) -> str:
         file = f"notebooks/{chapter['page']}/{chapter['page']}.ipynb"
+        if chapter["page"] in self.config.ichimon_left_out:
+            return "not in this course"
         if file.removesuffix(".ipynb") not in self.env.found_docs:
             return ""
         self.env.note_dependency(str(Path(self.env.srcdir) / file))
@@ -191,6 +195,39 @@ def forget_stale_outputs(app: Sphinx, config: Any) -> None:
     app.add_config_value("ichimon_results", digest, "env")
 
 
+LEFT_OUT = "This course leaves this chapter out: read on if you like, nothing of it is handed in or marked."
+
+
+def follow_the_course(app: Sphinx, config: Any) -> None:
+    """What course.toml says: the chapters that are left out, and the language, whose translations are in locale/."""
+    file = Path(app.srcdir) / "course.toml"
+    course = tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    app.add_config_value("ichimon_left_out", sorted(course.get("leave_out", [])), "env")
+    if course.get("language"):
+        config.language = course["language"]
+        app._init_i18n()  # the theme's own words were looked up before any extension could say a word
+
+
+def say_what_is_left_out(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Below the title of a left-out chapter's page and of its notebook."""
+    folder, _, name = docname.rpartition("/")
+    if name not in app.config.ichimon_left_out:
+        return
+    if folder == "book":
+        box = f":::{{admonition}} Not in this course\n{LEFT_OUT}\n:::"
+        source[0] = re.sub(r"^# .+$", lambda title: f"{title[0]}\n\n{box}", source[0], count=1, flags=re.MULTILINE)
+    elif folder == f"notebooks/{name}":
+        notebook = json.loads(source[0])
+        cell = {
+            "cell_type": "markdown",
+            "id": "left-out",
+            "metadata": {},
+            "source": f"**Not in this course.** {LEFT_OUT}",
+        }
+        notebook["cells"].insert(1, cell)
+        source[0] = json.dumps(notebook)
+
+
 def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
     """Put MathJax beside the pages, so that a formula is drawn without a network."""
     if error or app.builder.format != "html":
@@ -212,6 +249,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("quiz", Quiz)
     app.add_directive("chapters", Chapters)
     app.add_directive("questions", Questions)
+    app.connect("config-inited", follow_the_course)
     app.connect("config-inited", forget_stale_outputs)
+    app.connect("source-read", say_what_is_left_out)
     app.connect("build-finished", copy_mathjax)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
