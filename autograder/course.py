@@ -2,6 +2,9 @@
 
 leave_out = ["10-long-context", "20-beyond-text"]   # not handed out, not graded; the pages can still be read
 
+book = "https://example.org/ichimon"                 # where the built book can be read: notebooks and feedback link to it
+students = "https://github.com/example/ichimon-students/tree/main"   # what `make release` made, public: Colab's source
+
 [points."02-self-attention"]                        # instead of what the notebook's author thought
 causal_mask = 2
 attention = 8
@@ -24,6 +27,10 @@ from ichimon.notebook import Cell, NotebookError
 FILE = "course.toml"
 
 
+_URL = re.compile(r"https://[\w.:-]+(/[\w.~%+-]+)*/?")
+_REPOSITORY = re.compile(r"https://([\w.:-]+)/([\w.~/-]+?)(?:\.git)?(?:/(?:-/)?tree/([\w.-]+))?/?")
+
+
 class CourseError(NotebookError):
     """What in course.toml does not fit the course, in a sentence."""
 
@@ -31,6 +38,8 @@ class CourseError(NotebookError):
 class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     leave_out: frozenset[str] = frozenset()
     points: Mapping[str, Mapping[str, float]] = {}
+    book: str = ""
+    students: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,11 @@ class Course:
             return _Settings()
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
             raise CourseError(f"{FILE} cannot be understood: {error}.") from error
+        for key, url in (("book", given.book), ("students", given.students)):
+            if url and not _URL.fullmatch(url):
+                raise CourseError(f"{FILE}: {key} is no address that begins with https:// ({url[:80]!r}).")
+        if given.students and not _REPOSITORY.fullmatch(given.students):
+            raise CourseError(f"{FILE}: students is the address of a repository, perhaps with /tree/BRANCH at its end.")
         there = {source.stem for source in (self.root / "solutions").glob("*.py")}
         if unknown := sorted((given.leave_out | set(given.points)) - there):
             raise CourseError(f"{FILE} names {unknown[0]}; the chapters are {', '.join(sorted(there))}.")
@@ -67,6 +81,30 @@ class Course:
             for source in sorted((self.root / "solutions").glob("*.py"))
             if source.stem not in self.settings.leave_out
         ]
+
+    def page(self, name: str, section: str = "") -> str:
+        """A chapter's page, or a section of it, below the address of the book."""
+        from docutils.nodes import make_id  # as Sphinx names a heading
+
+        return f"book/{name}.html" + (f"#{make_id(section)}" if section else "")
+
+    @property
+    def package(self) -> str:
+        """What pip installs `ichimon` from, "" where nobody has said where students find it."""
+        if not (match := _REPOSITORY.fullmatch(self.settings.students)):
+            return ""
+        host, path, ref = match.groups()
+        if host == "github.com":  # an archive needs no git
+            return f"ichimon @ https://{host}/{path}/archive/{ref or 'main'}.zip"
+        return f"ichimon @ git+https://{host}/{path}" + (f"@{ref}" if ref else "")
+
+    def colab(self, name: str) -> str:
+        """A chapter's notebook in Google Colab, "" where the students' repository is not a public one on GitHub."""
+        match = _REPOSITORY.fullmatch(self.settings.students)
+        if not match or match[1] != "github.com":
+            return ""
+        place = f"{match[2]}/blob/{match[3] or 'main'}/notebooks/{name}/{name}.ipynb"
+        return f"https://colab.research.google.com/github/{place}"
 
     def points(self, name: str) -> Mapping[str, float]:
         """exercise -> its points, where course.toml changes them."""

@@ -9,18 +9,23 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import re
 import textwrap
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
 
+from autograder import assignment as assignments
 from autograder.alike import pairs
+from autograder.course import Course
 from autograder.report import LONGEST_OUTPUT, ExerciseResult, Outcome, Report, TestResult, clean
+from ichimon.notebook import NotebookError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +62,23 @@ class Section:
     claims: tuple[Claim, ...]
     mistakes: tuple[str, ...]  # the known mistakes that were recognised
     shared: str  # the message that all lost claims share, "" if each has its own
+
+    @property
+    def advice(self) -> str:
+        """One sentence for somebody who wants the missing points, "" where none are missing."""
+        lost = [claim for claim in self.claims if claim.lost]
+        if not lost:
+            return "" if self.claims else "Nothing of it was tested."
+        if self.mistakes:
+            return self.mistakes[0]
+        outcomes = {claim.lost.outcome for claim in lost if claim.lost}
+        if outcomes == {Outcome.UNFINISHED}:
+            return "It is not written yet."
+        if outcomes == {Outcome.RAISED}:
+            return "Your code stops with an error: its message stands below."
+        if len(outcomes) == 1 and Outcome.FAILED not in outcomes:
+            return f"It ended like this: {outcomes.pop().value}."
+        return f"This does not hold yet: {lost[0].text}."
 
 
 def section(result: ExerciseResult) -> Section:
@@ -120,10 +142,34 @@ def _told(result: ExerciseResult, quote: Callable[[str], str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(report: Report) -> str:
-    """A student's feedback: one HTML file that needs no other."""
+def page(report: Report, folder: Path | None = None) -> str:
+    """A student's feedback: one HTML file that needs no other. `folder` is where it will lie, if it will.
+
+    Each exercise leads to the section of the book that explains it: at the address in course.toml, else in the built
+    book if both lie below _build. Without either the section's name must do.
+    """
     sections = [section(result) for result in report.exercises]
-    return _template("feedback.html").render(report=report, sections=sections)
+    return _template("feedback.html").render(
+        report=report, sections=sections, reading=_reading(report.assignment, folder)
+    )
+
+
+def _reading(assignment: str, folder: Path | None) -> dict[str, tuple[str, str]]:
+    """exercise -> the heading in the book that explains it, and its address or ""."""
+    try:
+        cells = assignments.load(assignment).cells
+        course = Course(assignments.COURSE)
+        book = course.settings.book.rstrip("/")
+    except (assignments.UnknownAssignment, NotebookError):
+        return {}
+    build = assignments.COURSE / "_build"
+    if not book and folder is not None and folder.resolve().is_relative_to(build) and (build / "html/book").is_dir():
+        book = quote(Path(os.path.relpath(build / "html", folder.resolve())).as_posix())
+    return {
+        cell.exercise: (cell.section, f"{book}/{course.page(assignment, cell.section)}" if book else "")
+        for cell in cells
+        if cell.section
+    }
 
 
 def class_report(reports: Iterable[Report]) -> str:
@@ -235,7 +281,7 @@ def write(reports: Collection[Report], folder: Path) -> dict[str, list[Path]]:
         pages = written.setdefault(report.assignment, [])
         pages.append(folder / report.assignment / f"{_file_name(report.student)}.html")
         pages[-1].parent.mkdir(parents=True, exist_ok=True)
-        pages[-1].write_text(page(report), encoding="utf-8")
+        pages[-1].write_text(page(report, pages[-1].parent), encoding="utf-8")
     for assignment, pages in written.items():
         graded = [report for report in reports if report.assignment == assignment]
         for name, text in tables(graded).items():
