@@ -2,8 +2,8 @@
 
 leave_out = ["10-long-context", "20-beyond-text"]   # not handed out, not graded; the pages can still be read
 
-book = "https://example.org/ichimon"                 # where the built book can be read: notebooks and feedback link to it
-students = "https://github.com/example/ichimon-students/tree/main"   # what `make release` made, public: Colab's source
+book = "https://example.org/ichimon"                # where the built book can be read: notebooks and feedback lead there
+students = "https://github.com/example/students"    # what `make release` made, public; perhaps with /tree/BRANCH
 
 [points."02-self-attention"]                        # instead of what the notebook's author thought
 causal_mask = 2

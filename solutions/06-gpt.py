@@ -799,7 +799,7 @@ try:
     length = 32 if fast else 128
     torch.manual_seed(0)
     model = GPT(corpus.VOCABULARY, length, d_model=32 if fast else 128, n_layers=1 if fast else 4, n_heads=4)
-    settings = train.Settings(steps=30 if fast else 2400, lr=3e-3, warmup=10 if fast else 240, device="cpu")
+    settings = train.Settings(steps=30 if fast else 2400, lr=3e-3, warmup=10 if fast else 240)  # on a GPU, if any
     history = train.fit(
         model,
         train.windows(corpus.tokens(split="train"), batch=4, length=length),
@@ -807,6 +807,7 @@ try:
         validation=train.windows(corpus.tokens(split="validation"), batch=16, length=length),
         quiet=fast,
     )
+    model.cpu()  # where the cells below have their tokens
     print(f"Loss at the end: {history.validation[-1][1]:.2f} nats a token, on texts that it has never seen.")
 except NotImplementedError:
     model = None

@@ -628,7 +628,7 @@ try:
     writer = Writer(corpus.VOCABULARY, longest=256)
     writer(torch.zeros(1, 2, dtype=torch.long))
     batches = train.windows(text, batch=16, length=64 if fast else 128)
-    train.fit(writer, batches, train.Settings(steps=20 if fast else 400, lr=3e-3, warmup=10), quiet=True)
+    train.fit(writer, batches, train.Settings(20 if fast else 400, lr=3e-3, warmup=10, device="cpu"), quiet=True)
     prompt = torch.tensor([bpe.encode("The following example shows").ids])
     for name, choose in {
         "greedy": None,

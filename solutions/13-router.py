@@ -527,7 +527,7 @@ try:
     torch.manual_seed(0)
     bpe, ids = corpus.tokenizer(), corpus.tokens()
     model = Small(bpe.get_vocab_size())
-    settings = train.Settings(steps=10 if fast else 600, lr=3e-3, warmup=5)
+    settings = train.Settings(steps=10 if fast else 600, lr=3e-3, warmup=5, device="cpu")
     history = train.fit(model, train.windows(ids, batch=16, length=64), settings, quiet=True)
     kept = []
     model.experts.router.register_forward_hook(

@@ -715,7 +715,7 @@ else:
         place = torch.arange(length).repeat(n)
         both = token + corpus.VOCABULARY * domain
         print("nats that the first expert shares with … (what chance alone gives)")
-        for layer, expert in enumerate(moe.experts_of(sparse.model, token.view(-1, length))[..., 0]):
+        for layer, expert in enumerate(moe.experts_of(sparse.model, token.view(-1, length))[..., 0].cpu()):
             told = [
                 f"{name} {mutual_information(expert, y):.3f} ({shuffled_null(expert, y, 3, 0).mean():.3f})"
                 for name, y in (("token", token), ("place", place), ("domain", domain))

@@ -891,7 +891,7 @@ try:
     untrained = [reply(i) for i in shown]
     torch.manual_seed(0)
     inject(model, ["q_proj", "v_proj", "up_proj", "down_proj"], rank=8, alpha=16)
-    settings = train.Settings(steps=5 if fast else 300, lr=5e-3, warmup=2, weight_decay=0.0)
+    settings = train.Settings(steps=5 if fast else 300, lr=5e-3, warmup=2, weight_decay=0.0, device="cpu")
     train.fit(model, batches, settings, loss=answers, quiet=True)
     for i, said in zip(shown, untrained, strict=True):
         print(f"Which letter comes after {letters[i]!r}?\n   before: {said!r}\n   after:  {reply(i)!r}")

@@ -702,7 +702,8 @@ try:
             return train.next_token(model, batch)
 
         batches = train.windows(texts["train"], batch=16, length=64)
-        train.fit(model, batches, train.Settings(steps=steps, lr=5e-3, warmup=steps // 10), loss=loss, quiet=True)
+        settings = train.Settings(steps=steps, lr=5e-3, warmup=steps // 10, device="cpu")
+        train.fit(model, batches, settings, loss=loss, quiet=True)
         if sparsity:
             prune(model, sparsity)
         return model

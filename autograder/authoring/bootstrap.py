@@ -1,6 +1,6 @@
 """The first cell of a released notebook: on Colab, or with a bare kernel, it installs what the notebook imports.
 
-Where all is there it does nothing. The grader never runs it: it is none of the cells that `autograder.submission` takes.
+Where all is there it does nothing. The grader never runs it: `autograder.submission` leaves it out.
 """
 
 from __future__ import annotations
@@ -27,19 +27,24 @@ METADATA = {
     "tags": ["hide-input"],
 }
 
-_CELL = '''\
+_CELL = """\
 def _bootstrap(packages):
     import importlib
     import importlib.metadata
     import importlib.util
+    import os
     import subprocess
     import sys
 
+    if os.environ.get("NBGRADER_VALIDATING") and importlib.util.find_spec("ichimon"):
+        from ichimon.validate import in_words
+
+        in_words()  # so that nbgrader's validate shows sentences
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if "ichimon" in missing and not packages["ichimon"]:
         missing.remove("ichimon")
         print(
-            "The course's own package, ichimon, is not here. You can write and check all exercises without it; cells that"
+            "The course's own package, ichimon, is not here. All exercises and their checks go without it; cells that"
             " train on the course's text need it. In the folder of the course: pip install -r requirements.txt"
         )
     if not missing:
@@ -63,15 +68,15 @@ def _bootstrap(packages):
     if missing := [name for name in missing if importlib.util.find_spec(name) is None]:
         reason = next((line for line in said if line.startswith("ERROR")), (said or ["nothing"])[-1])
         print(
-            f"Not installed: {', '.join(missing)}. Is there a network? Cells that import them wait for it; run this cell"
-            f" again then. What pip said: {reason[:300]}"
+            f"Not installed: {', '.join(missing)}. Is there a network? Cells that import them wait for it; run this"
+            f" cell again then. What pip said: {reason[:300]}"
         )
 
 
 _bootstrap(
     PACKAGES
 )
-del _bootstrap'''
+del _bootstrap"""
 
 
 def source(cells: Iterable[str], package: str) -> str:

@@ -1,7 +1,8 @@
 """solutions/NN-topic.py → nbgrader's source notebook → notebooks/NN-topic/NN-topic.ipynb, the one that students get.
 
-jupytext reads the source (in `ichimon.notebook`), short cell headers become nbgrader's metadata here, the first cell and
-the links to the book are added, and nbgrader's GenerateAssignment cuts the solutions, locks the checks and writes the gradebook. The same source gives the same bytes.
+jupytext reads the source (in `ichimon.notebook`), short cell headers become nbgrader's metadata here, the first
+cell and the links to the book are added, and nbgrader's GenerateAssignment cuts the solutions, locks the checks and
+writes the gradebook. The same source gives the same bytes.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ TOKEN = re.compile(r"[^\W\d]\w*|\d+(?:\.\d+)?|[^\w\s]")
 
 STUDENTS_PACKAGES = (
     *("torch", "numpy", "einops", "jaxtyping", "transformers", "tokenizers", "accelerate", "peft", "tqdm", "pooch"),
-    *("matplotlib", "scipy", "scikit-learn", "jupytext", "jupyterlab", "typer", "rich", "msgspec"),
+    *("matplotlib", "scipy", "scikit-learn", "jupytext", "jupyterlab", "latex2mathml", "typer", "rich", "msgspec"),
 )
 
 
