@@ -2,7 +2,7 @@
 
 leave_out = ["10-long-context", "20-beyond-text"]   # not handed out, not graded; the pages can still be read
 
-book = "https://example.org/ichimon"                # where the built book can be read: notebooks and feedback lead there
+book = "https://example.org/ichimon"                # where the built book can be read: notebooks, feedback lead there
 students = "https://github.com/example/students"    # what `make release` made, public; perhaps with /tree/BRANCH
 
 [points."02-self-attention"]                        # instead of what the notebook's author thought

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from ichimon import notebook
 from ichimon.notebook import Cell
@@ -156,7 +157,7 @@ def markdown(source: str, pictures: Mapping[str, str] | None = None) -> str:
     """Markdown as HTML: formulas become MathML, HTML in it stays text, and a picture from elsewhere is its words."""
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-    class Renderer(IPythonRenderer):  # type: ignore[misc]
+    class Renderer(IPythonRenderer):
         def inline_math(self, body: str) -> str:
             return formula(body, block=False)
 
@@ -175,12 +176,24 @@ def markdown(source: str, pictures: Mapping[str, str] | None = None) -> str:
             return f'<img src="{shown}" alt="{alt}">' if shown else f"[{alt or 'a picture'}]"
 
     try:
-        renderer = Renderer(escape=True, exclude_anchor_links=True)
+        renderer = Renderer(escape=True, allow_harmful_protocols=False, exclude_anchor_links=True)
         return str(MarkdownWithMath(renderer=renderer).render(source.encode(errors="replace").decode()))
     except Exception:  # brackets a thousand deep: any text must be shown somehow
         return f"<pre>{html.escape(source)}</pre>"
 
 
+_LOOKS = {"columnalign", "columnspacing", "display", "fence", "form", "height", "largeop", "linethickness", "lspace"}
+_LOOKS |= {
+    "mathvariant",
+    "maxsize",
+    "minsize",
+    "movablelimits",
+    "rowspacing",
+    "rspace",
+    "separator",
+    "stretchy",
+    "width",
+}
 _SIZED = re.compile(r"\\[Bb]ig+[lrm]?\\([lr](?:ceil|floor))")  # which the library knows in their own size only
 
 
@@ -190,6 +203,10 @@ def formula(tex: str, *, block: bool) -> str:
 
     tex = _SIZED.sub(r"\\\1", html.unescape(tex).strip())
     try:
-        return str(convert(tex, display="block" if block else "inline")).replace("\\_", "_")
+        drawn = ElementTree.fromstring(convert(tex, display="block" if block else "inline"))
     except Exception:  # the library raises whatever comes
         return f"<code>{html.escape(tex)}</code>"
+    for element in drawn.iter():
+        element.attrib = {name: value for name, value in element.attrib.items() if name in _LOOKS}  # href is not
+        element.text = (element.text or "").replace("\\_", "_")
+    return ElementTree.tostring(drawn, encoding="unicode").replace("ns0:", "").replace("xmlns:ns0", "xmlns")
