@@ -153,7 +153,7 @@ def _attachments(raw: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def markdown(source: str, pictures: Mapping[str, str] | None = None) -> str:
+def markdown(source: str, pictures: Mapping[str, str]) -> str:
     """Markdown as HTML: formulas become MathML, HTML in it stays text, and a picture from elsewhere is its words."""
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
@@ -171,7 +171,7 @@ def markdown(source: str, pictures: Mapping[str, str] | None = None) -> str:
             return f"<pre>{html.escape(code.rstrip())}</pre>"
 
         def image(self, text: str, url: str, title: str | None = None) -> str:
-            shown = (pictures or {}).get(url, "")
+            shown = pictures.get(url, "")
             alt = html.escape(text, quote=True)
             return f'<img src="{shown}" alt="{alt}">' if shown else f"[{alt or 'a picture'}]"
 

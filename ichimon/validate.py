@@ -30,7 +30,7 @@ def _told(
 
 
 def sentence(error: BaseException) -> str:
-    """What a visible check found, or what the student's code did, in words."""
+    """In words, what a visible check found or what the student's code did."""
     try:
         message = " ".join(str(error).split())[:600]
     except Exception:  # a __str__ of the student's own
