@@ -614,6 +614,8 @@ def test_feedback_is_for_a_phone_and_for_a_screen_reader(browser: Browser, besid
     page = context.new_page()
     page.goto(beside_the_book.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+    wide = "[...document.querySelectorAll('main *')].filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1)"
+    assert page.evaluate(f"{wide}.map(e => e.tagName + e.className)") == [], "text is cut at the edge"
     found = axe.Axe().run(page)
     assert found.response["passes"], "it looked at nothing"
     assert not found.response["violations"], found.generate_report()
