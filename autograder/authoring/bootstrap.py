@@ -17,14 +17,14 @@ from ichimon import notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 CALLED = {"sklearn": "scikit-learn"}  # what pip calls it, where Python has another name
-# Colab and JupyterLab fold the code away, the book puts it behind a button.
+# Colab and JupyterLab fold the code away, the book leaves it out.
 METADATA = {
     "cellView": "form",
     "deletable": False,
     "editable": False,
     "ichimon": {"id": "bootstrap"},
     "jupyter": {"source_hidden": True},
-    "tags": ["hide-input"],
+    "tags": ["remove-cell"],
 }
 
 _CELL = """\
