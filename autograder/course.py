@@ -25,8 +25,6 @@ from ichimon import notebook
 from ichimon.notebook import Cell, NotebookError
 
 FILE = "course.toml"
-
-
 _URL = re.compile(r"https://[\w.:-]+(/[\w.~%+-]+)*/?")
 _REPOSITORY = re.compile(r"https://([\w.:-]+)/([\w.~/-]+?)(?:\.git)?(?:/(?:-/)?tree/([\w.-]+))?/?")
 

@@ -7,6 +7,7 @@ cleaned before it is printed and escaped by Jinja, and no page holds a script.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import os
@@ -154,11 +155,14 @@ def page(report: Report, folder: Path | None = None) -> str:
     )
 
 
+_course = functools.cache(Course)  # so that course.toml is not read again for each student
+
+
 def _reading(assignment: str, folder: Path | None) -> dict[str, tuple[str, str]]:
     """exercise -> the heading in the book that explains it, and its address or ""."""
     try:
         cells = assignments.load(assignment).cells
-        course = Course(assignments.COURSE)
+        course = _course(assignments.COURSE)
         book = course.settings.book.rstrip("/")
     except (assignments.UnknownAssignment, NotebookError):
         return {}
