@@ -7,6 +7,9 @@ gradebook = "postgresql:///ichimon"                 # instead of gradebook.db: d
 
 language = "ja"                                     # what of notebooks and feedback is translated in locale/ja
 
+book = "https://example.org/ichimon"                # where the built book can be read: notebooks, feedback lead there
+students = "https://github.com/example/students"    # what `make release` made, public; perhaps with /tree/BRANCH
+
 [points."02-self-attention"]                        # instead of what the notebook's author thought
 causal_mask = 2
 attention = 8
@@ -32,6 +35,8 @@ from ichimon import notebook
 from ichimon.notebook import Cell, NotebookError
 
 FILE = "course.toml"
+_URL = re.compile(r"https://[\w.:-]+(/[\w.~%+-]+)*/?")
+_REPOSITORY = re.compile(r"https://([\w.:-]+)/([\w.~/-]+?)(?:\.git)?(?:/(?:-/)?tree/([\w.-]+))?/?")
 
 
 class CourseError(NotebookError):
@@ -46,6 +51,8 @@ class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exchange: str = ""
     gradebook: str = ""
     late: Late = Late()
+    book: str = ""
+    students: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,11 @@ class Course:
             raise CourseError(
                 f"{FILE}: there is no folder {translation.FOLDER}/{language}; `autograder translate` makes one."
             )
+        for key, url in (("book", given.book), ("students", given.students)):
+            if url and not _URL.fullmatch(url):
+                raise CourseError(f"{FILE}: {key} is no address that begins with https:// ({url[:80]!r}).")
+        if given.students and not _REPOSITORY.fullmatch(given.students):
+            raise CourseError(f"{FILE}: students is the address of a repository, perhaps with /tree/BRANCH at its end.")
         there = {source.stem for source in (self.root / "solutions").glob("*.py")}
         if unknown := sorted((given.leave_out | set(given.points) | given.late.chapters()) - there):
             raise CourseError(f"{FILE} names {unknown[0]}; the chapters are {', '.join(sorted(there))}.")
@@ -91,6 +103,30 @@ class Course:
             for source in sorted((self.root / "solutions").glob("*.py"))
             if source.stem not in self.settings.leave_out
         ]
+
+    def page(self, name: str, section: str = "") -> str:
+        """A chapter's page, or a section of it, below the address of the book."""
+        from docutils.nodes import make_id  # as Sphinx names a heading
+
+        return f"book/{name}.html" + (f"#{make_id(section)}" if section else "")
+
+    @property
+    def package(self) -> str:
+        """What pip installs `ichimon` from, "" where nobody has said where students find it."""
+        if not (match := _REPOSITORY.fullmatch(self.settings.students)):
+            return ""
+        host, path, ref = match.groups()
+        if host == "github.com":  # an archive needs no git
+            return f"ichimon @ https://{host}/{path}/archive/{ref or 'main'}.zip"
+        return f"ichimon @ git+https://{host}/{path}" + (f"@{ref}" if ref else "")
+
+    def colab(self, name: str) -> str:
+        """A chapter's notebook in Google Colab, "" where the students' repository is not a public one on GitHub."""
+        match = _REPOSITORY.fullmatch(self.settings.students)
+        if not match or match[1] != "github.com":
+            return ""
+        place = f"{match[2]}/blob/{match[3] or 'main'}/notebooks/{name}/{name}.ipynb"
+        return f"https://colab.research.google.com/github/{place}"
 
     def points(self, name: str) -> Mapping[str, float]:
         """exercise -> its points, where course.toml changes them."""

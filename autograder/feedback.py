@@ -10,22 +10,27 @@ import csv
 import functools
 import hashlib
 import io
+import os
 import re
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote as quoted
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
 
+from autograder import assignment as assignments
 from autograder import translation
 from autograder.alike import pairs
 from autograder.assignment import COURSE
 from autograder.course import Course
 from autograder.report import LONGEST_OUTPUT, STOPPED, ExerciseResult, Outcome, Report, TestResult, clean
 from autograder.translation import Words
+from ichimon.notebook import NotebookError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,6 +74,23 @@ class Section:
     claims: tuple[Claim, ...]
     mistakes: tuple[str, ...]  # the known mistakes that were recognised
     shared: str  # the message that all lost claims share, "" if each has its own
+    advice: str  # one sentence for somebody who wants the missing points, "" where none are missing
+
+
+def _advice(claims: Sequence[Claim], mistakes: Sequence[str], words: Words) -> str:
+    lost = [claim for claim in claims if claim.lost]
+    if not lost:
+        return "" if claims else words("Nothing of it was tested.")
+    if mistakes:
+        return mistakes[0]
+    outcomes = {claim.lost.outcome for claim in lost if claim.lost}
+    if outcomes == {Outcome.UNFINISHED}:
+        return words("It is not written yet.")
+    if outcomes == {Outcome.RAISED}:
+        return words("Your code stops with an error: its message stands below.")
+    if len(outcomes) == 1 and Outcome.FAILED not in outcomes:
+        return words("It ended like this: {outcome}.", outcome=words(outcomes.pop().value))
+    return words("This does not hold yet: {claim}.", claim=lost[0].text)
 
 
 def _verdict(tests: Sequence[TestResult], words: Words) -> str:
@@ -96,11 +118,13 @@ def section(result: ExerciseResult, words: Words = ENGLISH) -> Section:
     )
     lost = [claim.lost for claim in claims if claim.lost]
     messages = {test.message for test in lost}
+    mistakes = tuple(dict.fromkeys(test.mistake for test in result.tests if test.mistake))
     return Section(
         result=result,
         claims=claims,
-        mistakes=tuple(dict.fromkeys(test.mistake for test in result.tests if test.mistake)),
+        mistakes=mistakes,
         shared=messages.pop() if len(lost) > 1 and len(messages) == 1 else "",
+        advice=_advice(claims, mistakes, words),
     )
 
 
@@ -142,12 +166,38 @@ def _told(result: ExerciseResult, quote: Callable[[str], str], words: Words) -> 
     return "\n".join(lines) + "\n"
 
 
-def page(report: Report) -> str:
-    """A student's feedback, in the language of the course: one HTML file that needs no other."""
+def page(report: Report, folder: Path | None = None) -> str:
+    """A student's feedback, in the language of the course: one HTML file that needs no other.
+
+    `folder` is where it will lie, if it will. Each exercise leads to the section of the book that explains it: at the
+    address in course.toml, else in the built book if both lie below _build. Without either the section's name must do.
+    """
     words = words_for(report.assignment)
     report = words.report(report)
     sections = [section(result, words) for result in report.exercises]
-    return _template("feedback.html", words).render(report=report, sections=sections)
+    reading = _reading(report.assignment, folder, words)
+    return _template("feedback.html", words).render(report=report, sections=sections, reading=reading)
+
+
+_course = functools.cache(Course)  # so that course.toml is not read again for each student
+
+
+def _reading(assignment: str, folder: Path | None, words: Words) -> dict[str, tuple[str, str]]:
+    """exercise -> the heading in the book that explains it, and its address or ""."""
+    try:
+        cells = assignments.load(assignment).cells
+        course = _course(COURSE)
+        book = course.settings.book.rstrip("/")
+    except (assignments.UnknownAssignment, NotebookError):
+        return {}
+    build = COURSE / "_build"
+    if not book and folder is not None and folder.resolve().is_relative_to(build) and (build / "html/book").is_dir():
+        book = quoted(Path(os.path.relpath(build / "html", folder.resolve())).as_posix())
+    return {
+        cell.exercise: (words(cell.section), f"{book}/{course.page(assignment, cell.section)}" if book else "")
+        for cell in cells
+        if cell.section
+    }
 
 
 def class_report(reports: Iterable[Report]) -> str:
@@ -332,7 +382,7 @@ def write(reports: Collection[Report], folder: Path) -> dict[str, list[Path]]:
         own = folder / "feedback" / _folder_name(report.student) / report.assignment
         pages.append(own / f"{report.assignment}.html")
         pages[-1].parent.mkdir(parents=True, exist_ok=True)
-        pages[-1].write_text(page(report), encoding="utf-8")
+        pages[-1].write_text(page(report, pages[-1].parent), encoding="utf-8")
     for assignment, pages in written.items():
         graded = [report for report in reports if report.assignment == assignment]
         for_staff = folder / "report" / assignment

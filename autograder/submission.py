@@ -268,7 +268,8 @@ def _cells(submitted: Sequence[Cell], assignment: Assignment) -> tuple[list[tupl
     seen: dict[str, int] = {}
     for position, cell in enumerate(submitted, start=1):
         known = ours.get(cell.id) or by_source.get(cell.source.strip())
-        if cell.kind != "code" or not cell.source.strip() or (known and known.role != "solution"):
+        ours_alone = cell.role == "bootstrap" or (known is not None and known.role != "solution")
+        if cell.kind != "code" or not cell.source.strip() or ours_alone:
             if known and known.role == "solution" and cell.kind != "code":
                 notices.append(
                     f"The cell of {known.exercise} is a text cell, so its code did not run: make it a code cell again."

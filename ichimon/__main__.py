@@ -75,6 +75,33 @@ def gather_command(
     typer.echo(f"\n{own} of {len(parts)} parts in {path.name} are your own. If it is open in Jupyter, open it again.")
 
 
+@app.command("print")
+def print_command(
+    path: Annotated[Path, typer.Argument(metavar="NOTEBOOK", help="A notebook of the course, an .ipynb file.")],
+    to: Annotated[Path | None, typer.Option(help="The file to write, by default NOTEBOOK.html.")] = None,
+) -> None:
+    """Write NOTEBOOK as one HTML file that prints well: open it in a browser and print it from there.
+
+    It needs no network. Your answers and the outputs that were saved are in it, the code that draws figures is not.
+    The exit code is 0, or 2 if NOTEBOOK cannot be read or the file cannot be written.
+    """
+    from ichimon.paper import page
+
+    _let_the_console_print_anything()
+    to = to or path.with_suffix(".html")
+    try:
+        text = page(path)
+    except NotebookError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    try:
+        to.write_text(text, encoding="utf-8")
+    except OSError as error:
+        typer.echo(f"{to} cannot be written: {error.strerror}.", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"{to} is written: open it in a browser, and print it from there.")
+
+
 def _let_the_console_print_anything() -> None:
     """A Windows console that cannot show ✓ shows ? instead of a traceback."""
     for stream in (sys.stdout, sys.stderr):

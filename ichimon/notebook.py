@@ -20,8 +20,10 @@ from types import ModuleType
 from typing import Any, Literal, NoReturn, TypeGuard
 
 Kind = Literal["code", "markdown", "raw"]
-Role = Literal["set-up", "solution", "check", "see", "stand-in", "question", "other"]
+Role = Literal["bootstrap", "set-up", "solution", "check", "see", "stand-in", "question", "other"]
 
+# How a released notebook begins, where some editors drop ids: the cell that installs what is missing. We never run it.
+BOOTSTRAP = "# @title Run this first: it installs what is missing, and does nothing where all is there."
 MAX_BYTES = 20 * 2**20  # a notebook with every plot of a chapter in it is about 1 MB
 
 
@@ -42,6 +44,7 @@ class Cell:
     role: Role
     exercise: str = ""  # for solution, check, see and stand-in
     points: float = 0  # for check, and for a question that a person marks
+    section: str = ""  # of the book's page that explains an exercise; only an author's source says it
 
     def label(self, position: int) -> str:
         """The cell's name for people: its id, or its place (from 1) for a cell that the student added."""
@@ -316,6 +319,8 @@ def _classified(kind: Kind, source: str, raw: Mapping[str, Any], declared: Mappi
         return Cell(kind, source, cell_id, "question", points=_points(nbgrader.get("points")))
     if cell_id == "set-up":
         return Cell(kind, source, cell_id, "set-up")
+    if cell_id == "bootstrap" or (cell_id not in declared and source.startswith(BOOTSTRAP)):
+        return Cell(kind, source, cell_id, "bootstrap")
     if prefix == "check" and exercise:
         return Cell(kind, source, cell_id, "check", exercise=exercise, points=declared.get(exercise, 0.0))
     if prefix == "see" and exercise:
@@ -384,8 +389,9 @@ def _source_cell(kind: Kind, source: str, header: Mapping[str, Any], seen: Count
     roles = [key for key in header if key in _ROLES]
     if broken := header.get("incorrectly_encoded_metadata"):
         raise NotebookError(f'the header “{broken}” is not key="value": quote its values.')
-    if unknown := sorted(set(header) - set(_ROLES) - {"points"}):
-        raise NotebookError(f"the header has {unknown[0]!r}; what it may have is {', '.join(_ROLES)} and points.")
+    if unknown := sorted(set(header) - set(_ROLES) - {"points", "section"}):
+        known = ", ".join([*_ROLES, "points"])
+        raise NotebookError(f"the header has {unknown[0]!r}; what it may have is {known} and section.")
     if kind == "markdown" and roles == ["question"]:
         return _question(source, header, seen)
     if kind != "code":
@@ -397,6 +403,9 @@ def _source_cell(kind: Kind, source: str, header: Mapping[str, Any], seen: Count
     if len(roles) != 1 or roles == ["question"]:
         raise NotebookError('a code cell\'s header has exactly one of role="set-up", exercise, check, see, stand_in.')
     role, name = _ROLES[roles[0]], header[roles[0]]
+    section = header.get("section", "")
+    if not isinstance(section, str) or (section and role != "solution"):
+        raise NotebookError("section names a heading of the book's page, and belongs to an exercise.")
     if ("points" in header) != (role == "check") or (role == "check" and _points(header["points"]) == 0):
         raise NotebookError("points (a number above 0) belong to a check cell, and every check has them.")
     if role == "set-up":
@@ -409,7 +418,8 @@ def _source_cell(kind: Kind, source: str, header: Mapping[str, Any], seen: Count
     seen[role, name] += 1
     if seen[role, name] > 1 and role == "see":
         cell_id += f"-{seen[role, name]}"
-    return Cell(kind, source, cell_id, role, exercise=name, points=_points(header.get("points")))
+    points = _points(header.get("points"))
+    return Cell(kind, source, cell_id, role, exercise=name, points=points, section=section)
 
 
 def _question(source: str, header: Mapping[str, Any], seen: Counter[tuple[str, str]]) -> Cell:

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -157,6 +157,7 @@ def fit(
     of the same settings, that run goes on, with the losses it would have had. Raises TrainingError for a device that is
     not there, a loss that is no number, memory that does not suffice, or a checkpoint of another run.
     """
+    settings = _where_it_runs(model, batches, settings, loss)
     accelerator = _accelerator(settings)
     torch.manual_seed(settings.seed + accelerator.process_index)
     optimiser = _optimiser(model, settings)
@@ -278,8 +279,7 @@ def _accelerator(settings: Settings) -> Accelerator:
             f"There is no {settings.device} device here: use device='auto', which takes the best there is "
             f"({', '.join(name for name in there if there[name])})."
         )
-    device = next((name for name in ("cuda", "mps", "cpu") if there[name]), "cpu")
-    device = device if settings.device == "auto" else settings.device
+    device = _best_device() if settings.device == "auto" else settings.device
     bf16 = settings.precision == "bf16" or (
         settings.precision == "auto" and device == "cuda" and torch.cuda.is_bf16_supported()
     )
@@ -291,6 +291,44 @@ def _accelerator(settings: Settings) -> Accelerator:
         mixed_precision="bf16" if bf16 else "no",
         gradient_accumulation_steps=settings.accumulate,
     )
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _where_it_runs(model: nn.Module, batches: Batches, settings: Settings, loss: Loss) -> Settings:
+    """The same settings, or the CPU for a model that cannot leave it: one that makes a mask or positions there.
+
+    A student's model is right on the CPU before it is anywhere else, and training it should not need a GPU's rules.
+    """
+    device = _best_device()
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"  # torchrun gives each process a GPU of its own later
+    if settings.device != "auto" or device == "cpu" or not alone:
+        return settings
+    if _runs_on(torch.device(device), model, batches(0), loss):
+        return settings
+    print(
+        f"This model does not run on {device}, so it is trained on the CPU: somewhere it makes a tensor without "
+        f"saying device=x.device."
+    )
+    return replace(settings, device="cpu")
+
+
+def _runs_on(device: torch.device, model: nn.Module, batch: Any, loss: Loss) -> bool:
+    """Whether the model computes its loss there; if not, it is back on the CPU."""
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            loss(model.to(device).eval(), _on(batch, device))
+    except torch.OutOfMemoryError:
+        return True  # training says what to change
+    except (RuntimeError, TypeError):  # TypeError: NumPy cannot read a GPU's memory
+        model.cpu()
+        return False
+    finally:
+        model.train(was_training)
+    return True
 
 
 def _precision(accelerator: Accelerator) -> str:

@@ -22,7 +22,7 @@
 #
 # You will build each of these moves in five parts, without PyTorch's ready-made ones, and at the end train two models
 # that consist of nothing but your five functions. The page of the book that goes with this notebook is
-# `book/00-warm-up`. If the set-up cell does not find jaxtyping, run `%pip install jaxtyping` first.
+# `book/00-warm-up`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -75,7 +75,7 @@ from torch import Tensor
 #   changing any share?
 
 
-# %% exercise="softmax"
+# %% exercise="softmax" section="From scores to a guess"
 def softmax(x: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
     """Shares that add up to 1 along `dim`; zeros where every score along it is −inf."""
     ### BEGIN SOLUTION
@@ -152,7 +152,7 @@ except NotImplementedError:
 #   written without dividing anything.
 
 
-# %% exercise="cross_entropy"
+# %% exercise="cross_entropy" section="How wrong was it?"
 def cross_entropy(logits: Float[Tensor, "n classes"], targets: Int[Tensor, "n"]) -> Float[Tensor, ""]:
     """The mean over the rows of −ln of the share that softmax gives to the right class, in nats."""
     ### BEGIN SOLUTION
@@ -219,7 +219,7 @@ except NotImplementedError:
 #   fits as well. Write down $y_{ro} = \sum_i x_{ri} W_{oi} + b_o$ and differentiate one entry.
 
 
-# %% exercise="linear_backward"
+# %% exercise="linear_backward" section="Back through a layer"
 def linear_backward(
     grad_output: Float[Tensor, "... d_out"], x: Float[Tensor, "... d_in"], weight: Float[Tensor, "d_out d_in"]
 ) -> tuple[Float[Tensor, "... d_in"], Float[Tensor, "d_out d_in"], Float[Tensor, " d_out"]]:
@@ -314,7 +314,7 @@ except NotImplementedError:
 # - The trap: `parameter -= …` and `m.mul_(…)` change what belongs to the caller.
 
 
-# %% exercise="adamw_step"
+# %% exercise="adamw_step" section="The step: AdamW"
 def adamw_step(
     parameter: Float[Tensor, "..."],
     gradient: Float[Tensor, "..."],
@@ -423,7 +423,7 @@ except NotImplementedError:
 # right ones stand in for them, so that a mistake above costs nothing here.
 
 
-# %% exercise="train_step"
+# %% exercise="train_step" section="All of it, once, by hand"
 def train_step(
     parameters: dict[str, Tensor],
     m: dict[str, Tensor],

@@ -24,8 +24,7 @@
 # together again, the number that says how wrong a guess was, and the choice of the next token. In between stands, for
 # now, a model that only counts.
 #
-# The page of the book that goes with this notebook is `book/01-next-token`. If the set-up cell does not find jaxtyping,
-# run `%pip install jaxtyping` first.
+# The page of the book that goes with this notebook is `book/01-next-token`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -91,7 +90,7 @@ def pieces(text: str) -> list[str]:
 # The libraries tokenizers and transformers cannot be imported while your work is marked: what they do is the exercise.
 
 
-# %% exercise="train_bpe"
+# %% exercise="train_bpe" section="Which pieces? Count"
 def train_bpe(text: str, n_merges: int) -> list[tuple[int, int]]:
     """Learn up to n_merges merges of byte-level byte-pair encoding; merge i makes the id 256 + i.
 
@@ -178,7 +177,7 @@ except NotImplementedError:
 # - The trap: the longest token that fits is not always the one that these rules give.
 
 
-# %% exercise="encode"
+# %% exercise="encode" section="Which pieces? Count"
 def encode(text: str, merges: list[tuple[int, int]]) -> list[int]:
     """Cut a text into tokens: in each piece, the earliest merge in the list first, from left to right.
 
@@ -258,7 +257,7 @@ except (NotImplementedError, NameError):
 # - The trap: the bytes of one character may come from several tokens.
 
 
-# %% exercise="decode"
+# %% exercise="decode" section="From text to numbers"
 def decode(ids: list[int], merges: list[tuple[int, int]]) -> str:
     """The text that the ids stand for; what is no valid UTF-8 becomes U+FFFD.
 
@@ -331,7 +330,7 @@ except NotImplementedError:
 # You may use `F.cross_entropy`.
 
 
-# %% exercise="next_token_loss"
+# %% exercise="next_token_loss" section="Two ways to give the loss"
 def next_token_loss(
     logits: Float[Tensor, "batch n vocab"], ids: Int[Tensor, "batch n"], n_bytes: int
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -411,7 +410,7 @@ except NotImplementedError:
 # - The trap: the order of the three steps matters.
 
 
-# %% exercise="next_token_distribution"
+# %% exercise="next_token_distribution" section="From a guess to text"
 def next_token_distribution(
     logits: Float[Tensor, "... vocab"], temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Float[Tensor, "... vocab"]:

@@ -22,8 +22,7 @@
 # with the others, decides how much each of them matters, and takes the weighted mean of what they offer.
 #
 # You will build it in five parts, and at the end train a model that can do one thing only because of them. The page of
-# the book that goes with this notebook is `book/02-self-attention`. If the set-up cell does not find jaxtyping, run
-# `%pip install jaxtyping` first.
+# the book that goes with this notebook is `book/02-self-attention`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -66,7 +65,7 @@ from torch import Tensor, nn
 # - The trap: a position that may not even see itself has nothing to look at when it is the first.
 
 
-# %% exercise="causal_mask"
+# %% exercise="causal_mask" section="No looking ahead"
 def causal_mask(n: int) -> Bool[Tensor, "n n"]:
     """Entry [i, j] is True where position i may attend to position j: to itself and to the past.
 
@@ -130,7 +129,7 @@ except NotImplementedError:
 # is the exercise.
 
 
-# %% exercise="attention"
+# %% exercise="attention" section="From closeness to shares: softmax"
 def attention(
     q: Float[Tensor, "... n_q d_head"],
     k: Float[Tensor, "... n_k d_head"],
@@ -214,7 +213,7 @@ except NotImplementedError:
 #   and a "head" is a patchwork of several positions.
 
 
-# %% exercise="split_heads"
+# %% exercise="split_heads" section="Several heads"
 def split_heads(x: Shaped[Tensor, "... n d_model"], n_heads: int) -> Shaped[Tensor, "... n_heads n d_head"]:
     """Give each head its own block of d_head = d_model / n_heads neighbouring channels."""
     ### BEGIN SOLUTION
@@ -266,7 +265,7 @@ except NotImplementedError:
 # - The trap is the same as before, and published code has fallen into it and trained all the same.
 
 
-# %% exercise="merge_heads"
+# %% exercise="merge_heads" section="Several heads"
 def merge_heads(x: Shaped[Tensor, "... n_heads n d_head"]) -> Shaped[Tensor, "... n d_model"]:
     """Put the heads' channels side by side again: the inverse of split_heads."""
     ### BEGIN SOLUTION
@@ -335,7 +334,7 @@ except NotImplementedError:
 # stand in for them, so that a mistake above costs nothing here.
 
 
-# %% exercise="MultiHeadAttention"
+# %% exercise="MultiHeadAttention" section="The mathematics"
 class MultiHeadAttention(nn.Module):
     """Multi-head self-attention without biases.
 

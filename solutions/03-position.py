@@ -23,8 +23,7 @@
 #
 # You will build the four ways in which that was done, in the order in which they were found: a fixed pattern of waves,
 # a learned table, a rotation, and a plain penalty on distance. Then you will stretch a model past the length it was
-# trained for. The page of the book that goes with this notebook is `book/03-position`. If the set-up cell does not find
-# jaxtyping, run `%pip install jaxtyping` first.
+# trained for. The page of the book that goes with this notebook is `book/03-position`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -70,7 +69,7 @@ from torch import Tensor, nn
 # - The trap: the exponent is $2i/d_\text{model}$, where $i$ counts pairs, not channels.
 
 
-# %% exercise="sinusoidal"
+# %% exercise="sinusoidal" section="Add a wave"
 def sinusoidal(n: int, d_model: int, base: float = 10000.0) -> Float[Tensor, "n d_model"]:
     """Sines in the even channels, cosines in the odd ones, one row for each position from 0.
 
@@ -143,7 +142,7 @@ except NotImplementedError:
 #   and gives wrong answers.
 
 
-# %% exercise="LearnedPositions"
+# %% exercise="LearnedPositions" section="Or learn a table"
 class LearnedPositions(nn.Module):
     """A learned vector for each position, added to x.
 
@@ -244,7 +243,7 @@ except NotImplementedError:
 # - The trap: in a batch of 2 with 2 heads, positions of shape `(2, n)` belong to the sequences, not to the heads.
 
 
-# %% exercise="rope"
+# %% exercise="rope" section="Or turn"
 def rope(
     x: Float[Tensor, "... n d_head"],
     positions: Real[Tensor, "*batch n"],
@@ -327,7 +326,7 @@ except NotImplementedError:
 # - There is only one such order. The trap: the order that leads back is another one.
 
 
-# %% exercise="half_split_order"
+# %% exercise="half_split_order" section="Two layouts"
 def half_split_order(d_head: int) -> Int[Tensor, " d_head"]:
     """The order in which the channels of an interleaved head become those of a half-split one."""
     ### BEGIN SOLUTION
@@ -387,7 +386,7 @@ except NotImplementedError:
 # - The trap: what is far should lose. A bias of the wrong sign makes a model that only sees the beginning.
 
 
-# %% exercise="alibi_bias"
+# %% exercise="alibi_bias" section="ALiBi"
 def alibi_bias(n_heads: int, n: int) -> Float[Tensor, "n_heads n n"]:
     """What ALiBi adds to the scores: −slope · (i − j) for the past, 0 for the future.
 
@@ -465,7 +464,7 @@ except NotImplementedError:
 # - The trap: which end of the pairs is the fast one?
 
 
-# %% exercise="stretch_rope"
+# %% exercise="stretch_rope" section="Longer than trained"
 def stretch_rope(
     d_head: int,
     factor: float,

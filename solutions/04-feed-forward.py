@@ -22,8 +22,7 @@
 # word looks at another one here, and yet most of a model's numbers are in this part.
 #
 # You will build it in five parts, as GPT-2 has it and as LLaMA has it, and at the end teach it facts that nothing else
-# in the model could keep. The page of the book that goes with this notebook is `book/04-feed-forward`. If the set-up
-# cell does not find jaxtyping, run `%pip install jaxtyping` first.
+# in the model could keep. The page of the book that goes with this notebook is `book/04-feed-forward`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -76,7 +75,7 @@ from torch import Tensor, nn
 # - The trap: the two differ by less than 0.0005, so a slip in a constant looks right on a plot. The tests look closer.
 
 
-# %% exercise="gelu"
+# %% exercise="gelu" section="Three ways to bend"
 def gelu(x: Float[Tensor, "..."], approximate: str = "none") -> Float[Tensor, "..."]:
     """x·Φ(x): exact for approximate="none", the approximation that GPT-2 uses for "tanh".
 
@@ -153,7 +152,7 @@ except NotImplementedError:
 #   NaN.
 
 
-# %% exercise="silu"
+# %% exercise="silu" section="Three ways to bend"
 def silu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """x·sigmoid(x), also called Swish.
 
@@ -227,7 +226,7 @@ except NotImplementedError:
 # nothing here.
 
 
-# %% exercise="MLP"
+# %% exercise="MLP" section="Widen, bend, narrow"
 class MLP(nn.Module):
     """GPT-2's feed-forward layer: up, the tanh form of gelu, down, with biases.
 
@@ -315,7 +314,7 @@ except NotImplementedError:
 # - The trap: for 4096 several wrong roundings give 11008 too.
 
 
-# %% exercise="swiglu_hidden"
+# %% exercise="swiglu_hidden" section="How wide?"
 def swiglu_hidden(d_model: int, multiple_of: int = 256) -> int:
     """The hidden width at which a gated layer costs what a plain one of 4·d_model does, rounded up.
 
@@ -372,7 +371,7 @@ except NotImplementedError:
 # Call your `silu` and your `swiglu_hidden` by name. When this part is marked, right ones stand in for them.
 
 
-# %% exercise="SwiGLU"
+# %% exercise="SwiGLU" section="A gate"
 class SwiGLU(nn.Module):
     """LLaMA's feed-forward layer: down(silu(gate x) · up x), without biases.
 

@@ -22,8 +22,7 @@
 # before the next layer reads them; a residual connection makes sure that nothing is lost on the way.
 #
 # You will build both, in four parts, and at the end train a model of 24 layers with them, and one without. The page of
-# the book that goes with this notebook is `book/05-normalisation`. If the set-up cell does not find jaxtyping, run
-# `%pip install jaxtyping` first.
+# the book that goes with this notebook is `book/05-normalisation`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -108,7 +107,7 @@ class FeedForward(nn.Module):
 # - float32, float64 and bfloat16 occur, with parameters of the same dtype.
 
 
-# %% exercise="LayerNorm"
+# %% exercise="LayerNorm" section="What a norm does to one word"
 class LayerNorm(nn.Module):
     """Normalise each position over its features, then scale and shift every channel.
 
@@ -203,7 +202,7 @@ except NotImplementedError:
 #   have the dtype of `x`.
 
 
-# %% exercise="RMSNorm"
+# %% exercise="RMSNorm" section="Does the mean have to go?"
 class RMSNorm(nn.Module):
     """Divide each position by the root of its mean square, then scale every channel. Casts as LLaMA does.
 
@@ -292,7 +291,7 @@ except NotImplementedError:
 # nothing here.
 
 
-# %% exercise="PreNormBlock"
+# %% exercise="PreNormBlock" section="Where it stands"
 class PreNormBlock(nn.Module):
     """Two sub-layers, each with a residual connection around it and a LayerNorm before it.
 
@@ -375,7 +374,7 @@ except NotImplementedError:
 # is normalised.
 
 
-# %% exercise="PostNormBlock"
+# %% exercise="PostNormBlock" section="Where it stands"
 class PostNormBlock(nn.Module):
     """Two sub-layers, each with a residual connection around it and a LayerNorm after the sum.
 

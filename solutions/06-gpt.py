@@ -23,8 +23,7 @@
 #
 # You will build it in four parts and train it at the end. A fifth takes the weights of somebody else's GPT-2. In the
 # last you are the doctor: a block is ill, it trains as if it were not, and you find out what is wrong. The page of the
-# book that goes with this notebook is `book/06-gpt`. If the set-up cell does not find jaxtyping, run
-# `%pip install jaxtyping` first.
+# book that goes with this notebook is `book/06-gpt`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -87,7 +86,7 @@ from torch import Tensor, nn
 # its state dict. The trap: much of what can be wrong here trains all the same, only a little worse.
 
 
-# %% exercise="Block"
+# %% exercise="Block" section="A stream with blocks on it"
 class Attention(nn.Module):
     """Causal multi-head self-attention with biases: q_proj, k_proj, v_proj, o_proj."""
 
@@ -239,7 +238,7 @@ except NotImplementedError:
 # Call `Block(d_model, n_heads)` by its name. When this part is marked, a right one stands in for yours.
 
 
-# %% exercise="GPT"
+# %% exercise="GPT" section="One table, used twice"
 class GPT(nn.Module):
     """GPT-2: token ids to the logits of the token that follows, at every position.
 
@@ -373,7 +372,7 @@ except NotImplementedError:
 # - The trap: a square matrix fits the wrong way round, too.
 
 
-# %% exercise="from_gpt2"
+# %% exercise="from_gpt2" section="The mathematics"
 def from_gpt2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of transformers' GPT2LMHeadModel as one of GPT: renamed, cut and transposed."""
 
@@ -486,7 +485,7 @@ except RuntimeError as error:
 # - The trap: with a first step of rate 0, one batch is wasted; with a cosine that ends elsewhere, the end is noisy.
 
 
-# %% exercise="learning_rate"
+# %% exercise="learning_rate" section="How large a step?"
 def learning_rate(step: int, *, peak: float, warmup: int, steps: int, final: float) -> float:
     """The rate of one step: linear warm-up to `peak`, then half a cosine down to `final`.
 
@@ -548,7 +547,7 @@ except NotImplementedError:
 # - The trap: a mean of means is the mean only where all parts are equally large.
 
 
-# %% exercise="accumulate"
+# %% exercise="accumulate" section="The gradient of a large batch is the mean of its pieces' gradients"
 def accumulate(model: nn.Module, batches: Sequence[tuple[Int[Tensor, "batch n"], Int[Tensor, "batch n"]]]) -> float:
     """Add to the gradients those of the mean loss over all targets of all micro-batches; return that loss."""
     ### BEGIN SOLUTION
@@ -728,7 +727,7 @@ except ImportError as error:
 # - The trap: the fault is one idea, and an idea can stand in more than one line.
 
 
-# %% exercise="Mended"
+# %% exercise="Mended" section="It trains, so it is right"
 class Mended(nn.Module):
     """A block of GPT-1, in health: with the same weights it gives what nn.TransformerEncoderLayer gives."""
 
@@ -800,7 +799,7 @@ try:
     length = 32 if fast else 128
     torch.manual_seed(0)
     model = GPT(corpus.VOCABULARY, length, d_model=32 if fast else 128, n_layers=1 if fast else 4, n_heads=4)
-    settings = train.Settings(steps=30 if fast else 2400, lr=3e-3, warmup=10 if fast else 240, device="cpu")
+    settings = train.Settings(steps=30 if fast else 2400, lr=3e-3, warmup=10 if fast else 240)  # on a GPU, if any
     history = train.fit(
         model,
         train.windows(corpus.tokens(split="train"), batch=4, length=length),
@@ -808,6 +807,7 @@ try:
         validation=train.windows(corpus.tokens(split="validation"), batch=16, length=length),
         quiet=fast,
     )
+    model.cpu()  # where the cells below have their tokens
     print(f"Loss at the end: {history.validation[-1][1]:.2f} nats a token, on texts that it has never seen.")
 except NotImplementedError:
     model = None

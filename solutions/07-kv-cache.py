@@ -22,7 +22,7 @@
 # never change. So keep them. That is the KV cache, and every system that serves a language model has one.
 #
 # You will build it in six parts, and at the end a small model writes with it. The page of the book that goes with this
-# notebook is `book/07-kv-cache`. If the set-up cell does not find jaxtyping, run `%pip install jaxtyping` first.
+# notebook is `book/07-kv-cache`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -78,7 +78,7 @@ from torch import Tensor, nn
 # - Concatenate, collect in lists, or write into room that you made in advance: as you like.
 
 
-# %% exercise="KVCache"
+# %% exercise="KVCache" section="What depends on what"
 class KVCache:
     """Keys and values of all positions so far, for each layer of one model."""
 
@@ -167,7 +167,7 @@ except NotImplementedError:
 #   different answer, and no error.
 
 
-# %% exercise="chunk_mask"
+# %% exercise="chunk_mask" section="Who may see whom"
 def chunk_mask(n_q: int, n_k: int) -> Bool[Tensor, "n_q n_k"]:
     """Entry [i, j] is True where query i of a chunk may attend to key j. The chunk is the last n_q of n_k positions.
 
@@ -235,7 +235,7 @@ except NotImplementedError:
 # their names; when this part is marked, ours stand in for them.
 
 
-# %% exercise="CachedAttention"
+# %% exercise="CachedAttention" section="The mathematics"
 class CachedAttention(nn.Module):
     """Causal multi-head self-attention without biases, over a chunk and the past that a cache holds."""
 
@@ -361,7 +361,7 @@ except NotImplementedError:
 # Where `n_kv_heads` is `None`, there are as many heads of keys and values as of queries.
 
 
-# %% exercise="kv_cache_bytes"
+# %% exercise="kv_cache_bytes" section="The bytes of real models"
 def kv_cache_bytes(
     length: int,
     *,
@@ -425,7 +425,7 @@ except NotImplementedError:
 #   a smaller type stop short of 1, and a `u` just below 1 falls off the end.
 
 
-# %% exercise="sample"
+# %% exercise="sample" section="From scores to a word"
 def sample(
     logits: Float[Tensor, "batch vocabulary"],
     u: Float[Tensor, " batch"],
@@ -512,7 +512,7 @@ except NotImplementedError:
 # - The trap: the text so far is longer at each step, and the chunk is not.
 
 
-# %% exercise="generate"
+# %% exercise="generate" section="Two phases"
 def generate(
     model: Callable[..., Float[Tensor, "batch n vocabulary"]],
     prompt: Int[Tensor, "batch n"],
@@ -628,7 +628,7 @@ try:
     writer = Writer(corpus.VOCABULARY, longest=256)
     writer(torch.zeros(1, 2, dtype=torch.long))
     batches = train.windows(text, batch=16, length=64 if fast else 128)
-    train.fit(writer, batches, train.Settings(steps=20 if fast else 400, lr=3e-3, warmup=10), quiet=True)
+    train.fit(writer, batches, train.Settings(20 if fast else 400, lr=3e-3, warmup=10, device="cpu"), quiet=True)
     prompt = torch.tensor([bpe.encode("The following example shows").ids])
     for name, choose in {
         "greedy": None,

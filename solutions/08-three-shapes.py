@@ -20,10 +20,9 @@
 # A GPT only looks back. BERT looks both ways, and cannot write. The first Transformer was neither: it had an *encoder*
 # that reads and a *decoder* that writes, and between them an attention that this course has not built yet.
 #
-# You will build that attention, the two layers that T5 and BERT are made of, T5's way of saying how far away a word is,
-# and the two puzzles on which BERT and T5 were trained. At the end your layers take the weights of a T5 and of a BERT
-# and give the same numbers. The page of the book that goes with this notebook is `book/08-three-shapes`. If the set-up
-# cell does not find jaxtyping, run `%pip install jaxtyping` first.
+# You will build that attention, the two layers that T5 and BERT are made of, T5's way of saying how far away a word
+# is, and the two puzzles on which BERT and T5 were trained. At the end your layers take the weights of a T5 and of a
+# BERT and give the same numbers. The page of the book that goes with this notebook is `book/08-three-shapes`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -132,7 +131,7 @@ class FeedForward(nn.Module):
 # Transformer layers raise an error while your work is marked.
 
 
-# %% exercise="CrossAttention"
+# %% exercise="CrossAttention" section="Cross-attention: one text asks another"
 class CrossAttention(nn.Module):
     """Queries from x, keys and values from memory. With memory = x it is self-attention.
 
@@ -248,7 +247,7 @@ except NotImplementedError:
 # When this part is marked, PyTorch's attention stands in for your `CrossAttention`.
 
 
-# %% exercise="EncoderLayer"
+# %% exercise="EncoderLayer" section="The mathematics"
 class EncoderLayer(nn.Module):
     """Self-attention in both directions, then feed-forward.
 
@@ -348,7 +347,7 @@ except NotImplementedError:
 # When this part is marked, PyTorch's attention stands in for your `CrossAttention`.
 
 
-# %% exercise="DecoderLayer"
+# %% exercise="DecoderLayer" section="The decoder's layer"
 class DecoderLayer(nn.Module):
     """Causal self-attention, cross-attention, feed-forward.
 
@@ -463,7 +462,7 @@ except NotImplementedError:
 # - The trap: in a decoder the future has no buckets, and in an encoder it has the second half, not the first.
 
 
-# %% exercise="relative_position_bucket"
+# %% exercise="relative_position_bucket" section="How far away is that word?"
 def relative_position_bucket(
     distance: Int[Tensor, "..."], bidirectional: bool, n_buckets: int = 32, max_distance: int = 128
 ) -> Int[Tensor, "..."]:
@@ -543,7 +542,7 @@ except NotImplementedError:
 # - The trap: 80 % of the *chosen* tokens, not of all.
 
 
-# %% exercise="mask_tokens"
+# %% exercise="mask_tokens" section="How to teach each of them"
 def mask_tokens(
     ids: Int[Tensor, "batch n"],
     random: Float[Tensor, "batch n"],
@@ -621,7 +620,7 @@ except NotImplementedError:
 # - The trap: the last sentinel of the target, which hides nothing.
 
 
-# %% exercise="corrupt_spans"
+# %% exercise="corrupt_spans" section="How to teach each of them"
 def corrupt_spans(
     ids: list[int], spans: Sequence[tuple[int, int]], sentinels: Sequence[int]
 ) -> tuple[list[int], list[int]]:

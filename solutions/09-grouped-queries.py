@@ -22,8 +22,7 @@
 # share one head of keys and values, or all of them share one small vector from which keys and values are made.
 #
 # You will build both, count what they save, and turn a layer that does not share into one that does. The page of the
-# book that goes with this notebook is `book/09-grouped-queries`. If the set-up cell does not find jaxtyping, run
-# `%pip install jaxtyping` first.
+# book that goes with this notebook is `book/09-grouped-queries`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -80,7 +79,7 @@ def rotate(
 #   the wrong keys raises no error; it only talks nonsense.
 
 
-# %% exercise="repeat_kv"
+# %% exercise="repeat_kv" section="Groups"
 def repeat_kv(x: Float[Tensor, "... n_kv_heads n d_head"], n_rep: int) -> Float[Tensor, "... n_heads n d_head"]:
     """Each head of keys or values n_rep times, so that head i of the result is head i // n_rep of x."""
     ### BEGIN SOLUTION
@@ -148,7 +147,7 @@ except NotImplementedError:
 # Call your `repeat_kv` by its name, or do without it. When this part is marked, ours stands in for it.
 
 
-# %% exercise="GroupedQueryAttention"
+# %% exercise="GroupedQueryAttention" section="Grouped queries"
 class GroupedQueryAttention(nn.Module):
     """Self-attention without biases in which groups of query heads share a head of keys and values.
 
@@ -267,7 +266,7 @@ except NotImplementedError:
 # - `length` may be 0.
 
 
-# %% exercise="kv_cache_bytes"
+# %% exercise="kv_cache_bytes" section="The bytes of real models"
 def kv_cache_bytes(config: dict[str, Any], length: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
     """The bytes that the cache of a published model takes, from its config.json."""
     ### BEGIN SOLUTION
@@ -337,7 +336,7 @@ except NotImplementedError:
 # - If `n_heads` is not divisible by `n_kv_heads`, it raises a `ValueError` whose sentence names both numbers.
 
 
-# %% exercise="pool_heads"
+# %% exercise="pool_heads" section="A trained model can learn to share"
 def pool_heads(state: dict[str, Tensor], n_heads: int, n_kv_heads: int) -> dict[str, Tensor]:
     """The state dict of a model with n_kv_heads heads of keys and values: each the mean of a group of n_heads.
 
@@ -487,7 +486,7 @@ except ImportError:
 # - So under causal masks a text gives the same outputs whether it comes whole, in chunks, or token by token.
 
 
-# %% exercise="LatentAttention"
+# %% exercise="LatentAttention" section="Latent attention"
 class LatentAttention(nn.Module):
     """DeepSeek's multi-head latent attention, without biases.
 

@@ -23,8 +23,7 @@
 #
 # You will build four of them, and the cache that belongs to the first. At the end, three layers that each see 16
 # tokens read a text of a thousand, and you measure how far back they really reach. The page of the book that goes with
-# this notebook is `book/10-long-context`. If the set-up cell does not find jaxtyping, run `%pip install jaxtyping`
-# first.
+# this notebook is `book/10-long-context`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -76,7 +75,7 @@ from torch import Tensor, nn
 # - The trap: does a window of 1 see one token, or two?
 
 
-# %% exercise="sliding_window_mask"
+# %% exercise="sliding_window_mask" section="A window"
 def sliding_window_mask(n_q: int, n_k: int, window: int) -> Bool[Tensor, "n_q n_k"]:
     """Entry [i, j] is True where query i, one of the last n_q of n_k positions, may attend to key j.
 
@@ -159,7 +158,7 @@ except NotImplementedError:
 # - The trap: the first query of a chunk still needs keys that the end of the same chunk will overwrite.
 
 
-# %% exercise="RollingKVCache"
+# %% exercise="RollingKVCache" section="A cache that rolls"
 class RollingKVCache:
     """The keys and values of the last `window` positions, for each layer of one model, in buffers of fixed size.
 
@@ -281,7 +280,7 @@ except NotImplementedError:
 # - There is nothing causal in it. A model that writes takes `mask & causal_mask(n)`.
 
 
-# %% exercise="block_sparse_mask"
+# %% exercise="block_sparse_mask" section="Blocks"
 def block_sparse_mask(
     n: int, block: int, n_local: int, n_global: int, random: Int[Tensor, "n_blocks n_random"]
 ) -> Bool[Tensor, "n n"]:
@@ -362,7 +361,7 @@ except NotImplementedError:
 # Look at your code when you are done: which part of the work did the choice save?
 
 
-# %% exercise="topk_attention"
+# %% exercise="topk_attention" section="The best keys"
 def topk_attention(
     q: Float[Tensor, "... n_q d_head"],
     k: Float[Tensor, "... n_k d_head"],
@@ -458,7 +457,7 @@ except NotImplementedError:
 # - It is not causal, and after this exercise you will see why it cannot easily be.
 
 
-# %% exercise="LinformerAttention"
+# %% exercise="LinformerAttention" section="Mixtures"
 class LinformerAttention(nn.Module):
     """Multi-head attention over `rank` learned mixtures of the keys and values, for texts of at most n_max positions.
 

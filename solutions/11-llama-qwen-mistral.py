@@ -22,7 +22,7 @@
 # without a mistake and without running a stranger's program.
 #
 # At the end your own code reads what these families publish. The page of the book that goes with this notebook is
-# `book/11-llama-qwen-mistral`. If the set-up cell does not find jaxtyping, run `%pip install jaxtyping` first.
+# `book/11-llama-qwen-mistral`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -209,7 +209,7 @@ def write_folder(files: Mapping[str, bytes]) -> str:
 # Other keys say nothing about the architecture. The dict belongs to the caller.
 
 
-# %% exercise="read_config"
+# %% exercise="read_config" section="One block, and what was added to it"
 def read_config(config: Mapping[str, Any]) -> DecoderConfig:
     """The decoder that a config.json of the families llama, mistral, qwen2 and qwen3 describes.
 
@@ -372,7 +372,7 @@ except NotImplementedError:
 # even, and `d_head / 2` may well be odd. `scaling` is a `RopeScaling`, or `None` for the plain frequencies.
 
 
-# %% exercise="rope_frequencies"
+# %% exercise="rope_frequencies" section="Stretched RoPE"
 def rope_frequencies(d_head: int, theta: float, scaling: RopeScaling | None = None) -> Float[Tensor, "half"]:
     """Radians a position for each pair of channels, stretched as in LLaMA 3.1 if there is a scaling.
 
@@ -461,7 +461,7 @@ except NotImplementedError:
 # Call `rope_frequencies` by its name. When this part is marked, a right one stands in for yours.
 
 
-# %% exercise="Attention"
+# %% exercise="Attention" section="The mathematics"
 class Attention(nn.Module):
     """Causal self-attention of LLaMA, Qwen2, Qwen3 and Mistral: grouped queries, RoPE, and what a config adds."""
 
@@ -617,7 +617,7 @@ except NotImplementedError:
 # helper classes are a proposal; only `Decoder` is marked.
 
 
-# %% exercise="Decoder"
+# %% exercise="Decoder" section="One block, and what was added to it"
 class SwiGLU(nn.Module):
     """gate_proj, up_proj and down_proj, without biases."""
 
@@ -806,7 +806,7 @@ except (NotImplementedError, NameError):
 # The packages that read this format raise an error while your work is marked.
 
 
-# %% exercise="read_safetensors"
+# %% exercise="read_safetensors" section="What a checkpoint is"
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file by name.
 
@@ -904,7 +904,7 @@ print(f"the data:    {raw[8 + length :].hex(' ', 4)}")
 # yours.
 
 
-# %% exercise="load_hf"
+# %% exercise="load_hf" section="When are two models the same?"
 def load_hf(folder: str | Path) -> "Decoder":
     """The model that a checkpoint folder holds, in float32 and in evaluation. Nothing in the folder is ever run.
 

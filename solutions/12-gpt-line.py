@@ -24,7 +24,7 @@
 # You begin with the way weights are packed, go on with attention, the block and the whole decoder, and then change
 # sides. A detective reads the names and shapes of an unknown checkpoint and says which model it is, and what cannot be
 # known. In the last part a colleague's GPT-NeoX is ill. The page of the book that goes with this notebook is
-# `book/12-gpt-line`. If the set-up cell does not find jaxtyping, run `%pip install jaxtyping` first.
+# `book/12-gpt-line`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -172,7 +172,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 # - The trap: both layouts can be read as the other, without an error.
 
 
-# %% exercise="split_qkv"
+# %% exercise="split_qkv" section="Three matrices in one"
 def split_qkv(fused: Float[Tensor, "..."], n_heads: int, layout: str) -> tuple[Tensor, Tensor, Tensor]:
     """The q, k and v parts of a fused weight or bias, as nn.Linear stores them.
 
@@ -255,7 +255,7 @@ except NotImplementedError:
 # gives a model that trains.
 
 
-# %% exercise="Attention"
+# %% exercise="Attention" section="One decoder, a dozen switches"
 class Attention(nn.Module):
     """Self-attention as GPT-2, GPT-J, GPT-NeoX, BLOOM, LLaMA, OLMo and gpt-oss have it, by configuration."""
 
@@ -413,7 +413,7 @@ except NotImplementedError:
 # `MLP` are a proposal.
 
 
-# %% exercise="Block"
+# %% exercise="Block" section="The mathematics, with shapes"
 def norm_of(config: DecoderConfig) -> nn.Module:
     """The norm of this family, over d_model channels."""
     ### BEGIN SOLUTION
@@ -577,7 +577,7 @@ except NotImplementedError:
 # yours.
 
 
-# %% exercise="Decoder"
+# %% exercise="Decoder" section="How do we know?"
 class Decoder(nn.Module):
     """Token ids to the logits of the token that follows, at every position, in any of the families."""
 
@@ -819,7 +819,7 @@ except RuntimeError as error:
 # - The trap: heads are cut out of a matrix when the model runs. What does the matrix know of it?
 
 
-# %% exercise="detective"
+# %% exercise="detective" section="From the file I can see how many heads it has"
 def detective(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str | int | None]:
     """What a checkpoint is, from the names and shapes of its tensors alone; None for what they cannot tell."""
 
@@ -1006,7 +1006,7 @@ except ImportError as error:
 #   `Mended` is marked.
 
 
-# %% exercise="Mended"
+# %% exercise="Mended" section="What does one wrong ingredient change?"
 class Mended(nn.Module):
     """GPT-NeoX in health, with transformers' names."""
 

@@ -21,9 +21,8 @@
 # several times over, each copy with weights of its own. They are called experts. A small matrix, the router, looks at
 # each word and sends it to a few of them. The model grows, and the arithmetic for one word does not.
 #
-# You will build it in four parts: the choice, the layer as it is explained, the layer as it is made fast, and the count
-# of what it holds and what it uses. The page of the book that goes with this notebook is `book/13-router`. If the
-# set-up cell does not find jaxtyping, run `%pip install jaxtyping` first.
+# You will build it in four parts: the choice, the layer as it is explained, the layer as it is made fast, and the
+# count of what it holds and what it uses. The page of the book that goes with this notebook is `book/13-router`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -83,7 +82,7 @@ from torch import Tensor, nn
 # - The trap: a routing is made for each token by itself. What the other tokens chose does not matter.
 
 
-# %% exercise="route"
+# %% exercise="route" section="Who decides"
 def route(
     logits: Float[Tensor, "tokens n_experts"], top_k: int, renormalise: bool = True
 ) -> tuple[Float[Tensor, "tokens top_k"], Int[Tensor, "tokens top_k"]]:
@@ -178,7 +177,7 @@ except NotImplementedError:
 # Call your `route` by its name. When this part is marked, a right one stands in for it.
 
 
-# %% exercise="MoELayer"
+# %% exercise="MoELayer" section="How much does each expert count?"
 class MoELayer(nn.Module):
     """A feed-forward layer of n_experts SwiGLU experts, of which each token uses top_k.
 
@@ -306,7 +305,7 @@ except NotImplementedError:
 # result; the cell below looks at the clock.
 
 
-# %% exercise="grouped_experts"
+# %% exercise="grouped_experts" section="Six ways to write one layer"
 def grouped_experts(
     x: Float[Tensor, "tokens d_model"],
     weights: Float[Tensor, "tokens top_k"],
@@ -435,7 +434,7 @@ except NotImplementedError:
 # - The trap: names that look alike. `shared_experts` are used by every token.
 
 
-# %% exercise="count_parameters"
+# %% exercise="count_parameters" section="What it costs"
 def count_parameters(shapes: Mapping[str, Sequence[int]], top_k: int, embedding: bool = True) -> tuple[int, int]:
     """How many numbers a model stores, and how many it uses for one token.
 
@@ -528,7 +527,7 @@ try:
     torch.manual_seed(0)
     bpe, ids = corpus.tokenizer(), corpus.tokens()
     model = Small(bpe.get_vocab_size())
-    settings = train.Settings(steps=10 if fast else 600, lr=3e-3, warmup=5)
+    settings = train.Settings(steps=10 if fast else 600, lr=3e-3, warmup=5, device="cpu")
     history = train.fit(model, train.windows(ids, batch=16, length=64), settings, quiet=True)
     kept = []
     model.experts.router.register_forward_hook(

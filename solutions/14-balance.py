@@ -20,10 +20,10 @@
 # A router that learns sends more tokens to an expert that is already good. That expert then sees more text and becomes
 # better still. Left alone, a few experts may do the work of all, and the rest are parameters that nobody uses.
 #
-# There are five answers, and you will build each of them: a loss that pulls towards balance, a limit on what one expert
-# takes, experts that choose their tokens, a bias that nudges the choice, and no router at all. A sixth function watches
-# over the size of the router's numbers. The page of the book that goes with this notebook is `book/14-balance`. If the
-# set-up cell does not find jaxtyping, run `%pip install jaxtyping` first.
+# There are five answers, and you will build each of them: a loss that pulls towards balance, a limit on what one
+# expert takes, experts that choose their tokens, a bias that nudges the choice, and no router at all. A sixth function
+# watches over the size of the router's numbers. The page of the book that goes with this notebook is
+# `book/14-balance`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -91,7 +91,7 @@ from torch import Tensor
 # - The trap: with the wrong $f$ the number is right and the gradient is not, or the other way round.
 
 
-# %% exercise="load_balancing_loss"
+# %% exercise="load_balancing_loss" section="The balancing loss"
 def load_balancing_loss(
     logits: Float[Tensor, "tokens n_experts"], top_k: int, per: Literal["routing", "token"] = "routing"
 ) -> Float[Tensor, ""]:
@@ -177,7 +177,7 @@ except NotImplementedError:
 # - The trap: the softmax does not change when a number is added to all logits of a token. This loss does.
 
 
-# %% exercise="router_z_loss"
+# %% exercise="router_z_loss" section="The mathematics"
 def router_z_loss(logits: Float[Tensor, "tokens n_experts"]) -> Float[Tensor, ""]:
     """The mean over tokens of the squared log of the softmax's denominator.
 
@@ -252,7 +252,7 @@ except NotImplementedError:
 # - The trap: a place is taken by a *routing*. A token's second choice is served although its first was dropped.
 
 
-# %% exercise="with_capacity"
+# %% exercise="with_capacity" section="The capacity"
 def with_capacity(
     weights: Float[Tensor, "tokens top_k"],
     experts: Int[Tensor, "tokens top_k"],
@@ -348,7 +348,7 @@ except NotImplementedError:
 # - The trap: the choice runs over the tokens, the softmax over the experts. They are not the same axis.
 
 
-# %% exercise="expert_choice"
+# %% exercise="expert_choice" section="Experts that choose"
 def expert_choice(
     logits: Float[Tensor, "tokens n_experts"], capacity: int
 ) -> tuple[Float[Tensor, "n_experts taken"], Int[Tensor, "n_experts taken"]]:
@@ -458,7 +458,7 @@ except NotImplementedError:
 # - An expert that was never chosen has a load of 0, and is moved too. The `bias` that comes in stays as it was.
 
 
-# %% exercise="bias_update"
+# %% exercise="bias_update" section="The bias"
 def route_with_bias(
     logits: Float[Tensor, "tokens n_experts"], bias: Float[Tensor, "n_experts"], top_k: int
 ) -> tuple[Float[Tensor, "tokens top_k"], Int[Tensor, "tokens top_k"]]:
@@ -550,7 +550,7 @@ except NotImplementedError:
 #   around it, not on chance. The same call gives the same answer, here and on any other computer.
 
 
-# %% exercise="hash_route"
+# %% exercise="hash_route" section="No router at all"
 def hash_route(
     ids: Int[Tensor, "tokens"], counts: Int[Tensor, "vocabulary"], n_experts: int
 ) -> tuple[Float[Tensor, "tokens 1"], Int[Tensor, "tokens 1"]]:

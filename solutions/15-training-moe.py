@@ -24,8 +24,7 @@
 # predict.
 #
 # You will build these tools, and then train a small MoE with your own hands and look into its router. The page of the
-# book that goes with this notebook is `book/15-training-moe`. If the set-up cell does not find jaxtyping, run
-# `%pip install jaxtyping` first.
+# book that goes with this notebook is `book/15-training-moe`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -85,7 +84,7 @@ from torch import Tensor, nn
 # - The trap: a state dict is a view. The tensors in it *are* those of the model and of the optimiser.
 
 
-# %% exercise="save_state"
+# %% exercise="save_state" section="What a stopped run needs"
 def save_state(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -196,7 +195,7 @@ class Run:
 #   as before.
 
 
-# %% exercise="load_state"
+# %% exercise="load_state" section="What a stopped run needs"
 def load_state(
     state: Mapping[str, Any],
     model: nn.Module,
@@ -330,7 +329,7 @@ except NotImplementedError:
 # - The trap: a logarithm of the wrong base, or a joint table in which the pairs that never occur give NaN.
 
 
-# %% exercise="mutual_information"
+# %% exercise="mutual_information" section="Information"
 def mutual_information(x: Int[Tensor, "n"], y: Int[Tensor, "n"]) -> float:
     """The plug-in estimate of I(X; Y) in nats, from n pairs of labels.
 
@@ -374,7 +373,7 @@ print("The visible checks of mutual_information pass.")
 # - Call `mutual_information(x, y)` by its name. When this part is marked, a right one stands in for yours.
 
 
-# %% exercise="shuffled_null"
+# %% exercise="shuffled_null" section="Information"
 def shuffled_null(
     x: Int[Tensor, "n"], y: Int[Tensor, "n"], n_shuffles: int, seed: int
 ) -> Float64[Tensor, "n_shuffles"]:
@@ -470,7 +469,7 @@ except NotImplementedError:
 # assumes that it is finds another point.
 
 
-# %% exercise="speedup_factor"
+# %% exercise="speedup_factor" section="What does faster mean?"
 def speedup_factor(
     flops_a: Float64[Tensor, "points_a"],
     loss_a: Float64[Tensor, "points_a"],
@@ -571,7 +570,7 @@ except NotImplementedError:
 #   half way. Look closely at the formula: in three of the five numbers it is *linear*.
 
 
-# %% exercise="fit_scaling_law"
+# %% exercise="fit_scaling_law" section="A law"
 def fit_scaling_law(
     n: Float64[Tensor, "runs"], d: Float64[Tensor, "runs"], loss: Float64[Tensor, "runs"]
 ) -> tuple[float, float, float, float, float]:
@@ -716,7 +715,7 @@ else:
         place = torch.arange(length).repeat(n)
         both = token + corpus.VOCABULARY * domain
         print("nats that the first expert shares with … (what chance alone gives)")
-        for layer, expert in enumerate(moe.experts_of(sparse.model, token.view(-1, length))[..., 0]):
+        for layer, expert in enumerate(moe.experts_of(sparse.model, token.view(-1, length))[..., 0].cpu()):
             told = [
                 f"{name} {mutual_information(expert, y):.3f} ({shuffled_null(expert, y, 3, 0).mean():.3f})"
                 for name, y in (("token", token), ("place", place), ("domain", domain))

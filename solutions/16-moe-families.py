@@ -24,8 +24,7 @@
 #
 # You will write those lines for five families, put them into one decoder, and hold the whole model against the real
 # ones. Then you count what the published models hold, exactly, and cure a sixth. The page of the book that goes with
-# this notebook is `book/16-moe-families`. If the set-up cell does not find jaxtyping, run `%pip install jaxtyping`
-# first.
+# this notebook is `book/16-moe-families`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -354,7 +353,7 @@ class Decoder(nn.Module):
 # - The trap: two rows of the table give the same numbers, always. Find out which before you write five branches.
 
 
-# %% exercise="route"
+# %% exercise="route" section="What decides, and what weighs"
 def route(
     logits: Float[Tensor, "tokens n_experts"], top_k: int, family: str, renormalise: bool = True
 ) -> tuple[Float[Tensor, "tokens top_k"], Int[Tensor, "tokens top_k"]]:
@@ -467,7 +466,7 @@ except NotImplementedError:
 # - The trap: corrections may be negative. Then a corrected score may be too.
 
 
-# %% exercise="route_in_groups"
+# %% exercise="route_in_groups" section="Groups"
 def route_in_groups(
     logits: Float[Tensor, "tokens n_experts"],
     correction: Float[Tensor, " n_experts"],
@@ -572,7 +571,7 @@ except NotImplementedError:
 # - The trap: `d` may equal `h` or `2h`. gpt-oss has `d` = `h` = 2880. Shapes will not tell you what is what.
 
 
-# %% exercise="unpack_experts"
+# %% exercise="unpack_experts" section="Where the numbers lie"
 def unpack_experts(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     """The experts of one layer in this course's layout: gate rows first, each slice as nn.Linear stores its weight."""
     ### BEGIN SOLUTION
@@ -654,7 +653,7 @@ print("The visible checks of unpack_experts pass.")
 # - The trap of whole models: each of these layers alone would train happily with another family's formula.
 
 
-# %% exercise="MoELayer"
+# %% exercise="MoELayer" section="In or out"
 class MoELayer(nn.Module):
     """A layer's mixture of experts, for each of the five families."""
 
@@ -882,7 +881,7 @@ except RuntimeError as error:
 # - The trap: with gpt-oss the router and the experts have biases. It is a small number, and "exact" means that one too.
 
 
-# %% exercise="count_parameters"
+# %% exercise="count_parameters" section="What it costs"
 def count_parameters(config: Mapping[str, Any]) -> tuple[int, int, int]:
     """(total, active, active without the input embedding) of the model that a config.json describes."""
     ### BEGIN SOLUTION
@@ -1074,7 +1073,7 @@ except ImportError as error:
 # - What was healthy must stay so: capacity, order, weights, and the zeros of whoever found no place.
 
 
-# %% exercise="Mended"
+# %% exercise="Mended" section="Is it the same model?"
 class Mended(nn.Module):
     """A feed-forward layer of the Switch Transformer, in health."""
 

@@ -22,8 +22,7 @@
 # they are needed. You will build both, two routers that choose in other ways than top-k, and the function that takes
 # the advice "just add an expert" at its word.
 #
-# The page of the book that goes with this notebook is `book/17-moe-at-scale`. If the set-up cell does not find
-# jaxtyping, run `%pip install jaxtyping` first.
+# The page of the book that goes with this notebook is `book/17-moe-at-scale`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -135,7 +134,7 @@ def run_ranks(world: int, work: Callable[[int, AllToAll], Any]) -> list[Any]:
 # - If `n_experts` is not divisible by `world`, the function raises a `ValueError` whose sentence names both numbers.
 
 
-# %% exercise="dispatch_plan"
+# %% exercise="dispatch_plan" section="The words travel"
 def dispatch_plan(
     experts: Int[Tensor, "tokens top_k"], n_experts: int, world: int
 ) -> tuple[Int[Tensor, " assignments"], Int[Tensor, "world n_local"]]:
@@ -234,7 +233,7 @@ except NotImplementedError:
 # costs nothing here.
 
 
-# %% exercise="expert_parallel_forward"
+# %% exercise="expert_parallel_forward" section="The words travel"
 def expert_parallel_forward(
     x: Float[Tensor, "tokens d_model"],
     weights: Float[Tensor, "tokens top_k"],
@@ -402,7 +401,7 @@ except NotImplementedError:
 # - `load` takes one int and may return anything.
 
 
-# %% exercise="ExpertCache"
+# %% exercise="ExpertCache" section="The experts travel"
 class ExpertCache:
     """Keeps the experts that were used last, and loads the others when they are asked for.
 
@@ -530,7 +529,7 @@ except NotImplementedError:
 # - Gradients reach both kinds of logits. bfloat16 occurs, and logits of some hundreds.
 
 
-# %% exercise="hierarchical_route"
+# %% exercise="hierarchical_route" section="Other ways to choose"
 def hierarchical_route(
     group_logits: Float[Tensor, "tokens n_groups"],
     expert_logits: Float[Tensor, "tokens n_groups group_size"],
@@ -614,7 +613,7 @@ except NotImplementedError:
 # - If `p` is not above 0, or above 1, the function raises a `ValueError` whose sentence names it.
 
 
-# %% exercise="top_p_route"
+# %% exercise="top_p_route" section="Other ways to choose"
 def top_p_route(logits: Float[Tensor, "tokens n_experts"], p: float) -> Float[Tensor, "tokens n_experts"]:
     """The weights of the smallest set of experts whose probabilities sum to at least p, divided by their sum.
 
@@ -690,7 +689,7 @@ except NotImplementedError:
 #   they were.
 
 
-# %% exercise="add_expert"
+# %% exercise="add_expert" section="Just add a doctor?"
 def add_expert(
     router: Float[Tensor, "n_experts d_model"],
     bias: Float[Tensor, " n_experts"],

@@ -23,8 +23,7 @@
 # into a quarter of its memory.
 #
 # You will build both, and at the end teach the small model that ships with the course to answer questions. The page of
-# the book that goes with this notebook is `book/18-lora`. If the set-up cell does not find jaxtyping, run
-# `%pip install jaxtyping` first.
+# the book that goes with this notebook is `book/18-lora`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -106,7 +105,7 @@ DYNAMIC = dynamic_map()
 # - The trap: a merged layer that still adds its correction counts it twice.
 
 
-# %% exercise="LoRALinear"
+# %% exercise="LoRALinear" section="A correction of low rank"
 class LoRALinear(nn.Module):
     """A frozen linear layer and a trainable correction of low rank beside it.
 
@@ -244,7 +243,7 @@ except NotImplementedError:
 # Call your `LoRALinear` by its name. When this part is marked, a right one stands in for it.
 
 
-# %% exercise="inject"
+# %% exercise="inject" section="A correction of low rank"
 def inject(model: nn.Module, targets: Sequence[str], rank: int, alpha: float) -> list[str]:
     """Put a LoRALinear around each linear layer of these names and freeze the rest.
 
@@ -428,7 +427,7 @@ except NotImplementedError:
 # - The trap: the token that a position *predicts* is what decides whether it counts, not the token that stands there.
 
 
-# %% exercise="sft_loss"
+# %% exercise="sft_loss" section="What a chat model learns from"
 def sft_loss(
     logits: Float[Tensor, "batch n vocabulary"],
     ids: Int[Tensor, "batch n"],
@@ -523,7 +522,7 @@ except NotImplementedError:
 # The trap is the order of the halves: pack them the other way round and every pair of weights changes places.
 
 
-# %% exercise="nf4_quantize"
+# %% exercise="nf4_quantize" section="Sixteen values"
 def nf4_quantize(
     x: Float[Tensor, "..."], block: int = 64
 ) -> tuple[UInt8[Tensor, " half_numel"], Float[Tensor, " blocks"]]:
@@ -628,7 +627,7 @@ except NotImplementedError:
 # The trap: the mean is put back **after** the scale, not before.
 
 
-# %% exercise="double_quantize"
+# %% exercise="double_quantize" section="The mathematics"
 def double_quantize(
     absmax: Float[Tensor, " n"], block: int = 256
 ) -> tuple[UInt8[Tensor, " n"], Float[Tensor, " blocks"], Float[Tensor, ""]]:
@@ -720,7 +719,7 @@ except NotImplementedError:
 # Call your `nf4_quantize` and `nf4_dequantize` by their names. When this part is marked, right ones stand in for them.
 
 
-# %% exercise="QLoRALinear"
+# %% exercise="QLoRALinear" section="Sixteen values"
 class QLoRALinear(nn.Module):
     """A linear layer whose weight is kept in NF4, and a trainable correction of low rank beside it.
 
@@ -892,7 +891,7 @@ try:
     untrained = [reply(i) for i in shown]
     torch.manual_seed(0)
     inject(model, ["q_proj", "v_proj", "up_proj", "down_proj"], rank=8, alpha=16)
-    settings = train.Settings(steps=5 if fast else 300, lr=5e-3, warmup=2, weight_decay=0.0)
+    settings = train.Settings(steps=5 if fast else 300, lr=5e-3, warmup=2, weight_decay=0.0, device="cpu")
     train.fit(model, batches, settings, loss=answers, quiet=True)
     for i, said in zip(shown, untrained, strict=True):
         print(f"Which letter comes after {letters[i]!r}?\n   before: {said!r}\n   after:  {reply(i)!r}")

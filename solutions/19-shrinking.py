@@ -23,8 +23,7 @@
 # the *inputs* are integers too.
 #
 # You will build both in six parts, and at the end shrink a model that you have trained. The page of the book that goes
-# with this notebook is `book/19-shrinking`. If the set-up cell does not find jaxtyping, run `%pip install jaxtyping`
-# first.
+# with this notebook is `book/19-shrinking`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -73,7 +72,7 @@ from torch import Tensor, nn
 # The functions of `torch.nn.utils.prune` raise an error while your work is marked: building one is the exercise.
 
 
-# %% exercise="magnitude_mask"
+# %% exercise="magnitude_mask" section="Which weights go?"
 def magnitude_mask(weights: Sequence[Float[Tensor, "..."]], sparsity: float) -> list[Bool[Tensor, "..."]]:
     """A mask for each tensor: the round(sparsity · total) smallest magnitudes of all tensors together are False.
 
@@ -154,7 +153,7 @@ except NotImplementedError:
 # - The trap: the norm belongs to an input, so it runs over the tokens and not over the inputs of one token.
 
 
-# %% exercise="wanda_mask"
+# %% exercise="wanda_mask" section="Which weights go?"
 def wanda_mask(
     weight: Float[Tensor, "n_out n_in"], x: Float[Tensor, "... n_in"], n: int, m: int
 ) -> Bool[Tensor, "n_out n_in"]:
@@ -240,7 +239,7 @@ except NotImplementedError:
 # Functions of PyTorch that quantise, such as `torch.quantize_per_tensor`, raise an error while your work is marked.
 
 
-# %% exercise="quantize_int8"
+# %% exercise="quantize_int8" section="A ruler with few marks"
 def quantize_int8(x: Float[Tensor, "..."], axis: int | None = None) -> tuple[Int8[Tensor, "..."], Float[Tensor, "..."]]:
     """Integers from −127 to 127 and their float32 scale, one for all or one for each index along `axis`."""
     ### BEGIN SOLUTION
@@ -324,7 +323,7 @@ except NotImplementedError:
 # Call your `quantize_int8` by its name. When this part is marked, another one stands in for it.
 
 
-# %% exercise="DynamicInt8Linear"
+# %% exercise="DynamicInt8Linear" section="Static or dynamic: whose scale, and when?"
 class DynamicInt8Linear(nn.Module):
     """A linear layer that multiplies integers: weights quantised once, each token's inputs at run time."""
 
@@ -436,7 +435,7 @@ except NotImplementedError:
 # - The trap: widening is not replacing. The second call of `observe` must not forget the first.
 
 
-# %% exercise="StaticInt8Linear"
+# %% exercise="StaticInt8Linear" section="Static or dynamic: whose scale, and when?"
 class StaticInt8Linear(nn.Module):
     """A linear layer that multiplies integers: weights quantised once, inputs on a range that was observed before.
 
@@ -577,7 +576,7 @@ except NotImplementedError:
 # `torch.fake_quantize_per_tensor_affine` and its relatives raise an error while your work is marked.
 
 
-# %% exercise="fake_quantize"
+# %% exercise="fake_quantize" section="Or let the model get used to it"
 def fake_quantize(x: Float[Tensor, "..."], scale: Float[Tensor, "..."], bits: int = 8) -> Float[Tensor, "..."]:
     """x as it would be after quantisation, with a gradient that passes where nothing was cut off.
 
@@ -703,7 +702,8 @@ try:
             return train.next_token(model, batch)
 
         batches = train.windows(texts["train"], batch=16, length=64)
-        train.fit(model, batches, train.Settings(steps=steps, lr=5e-3, warmup=steps // 10), loss=loss, quiet=True)
+        settings = train.Settings(steps=steps, lr=5e-3, warmup=steps // 10, device="cpu")
+        train.fit(model, batches, settings, loss=loss, quiet=True)
         if sparsity:
             prune(model, sparsity)
         return model

@@ -23,9 +23,8 @@
 #
 # You will cut an image and build the model that reads it, turn a sound into the picture that Whisper listens to, put a
 # convolution or a recurrent network beside attention, and let images and sounds share one set of experts. Nothing is
-# downloaded: the images are scikit-learn's digits, the sounds are made on the spot. The page of the book that goes with
-# this notebook is `book/20-beyond-text`. If the set-up cell does not find jaxtyping, run `%pip install jaxtyping`
-# first.
+# downloaded: the images are scikit-learn's digits, the sounds are made on the spot. The page of the book that goes
+# with this notebook is `book/20-beyond-text`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -78,7 +77,7 @@ from torch import Tensor, nn
 # - The trap: a single `reshape` gives the right shape and the wrong pixels.
 
 
-# %% exercise="patchify"
+# %% exercise="patchify" section="An image is a row of patches"
 def patchify(
     images: Shaped[Tensor, "batch channels height width"], patch: int
 ) -> Shaped[Tensor, "batch n_patches patch_dim"]:
@@ -188,7 +187,7 @@ except ImportError as error:
 # Call your `patchify` by its name. When this part is marked, a right one stands in for it.
 
 
-# %% exercise="ViT"
+# %% exercise="ViT" section="An image is a row of patches"
 class ViT(nn.Module):
     """A Vision Transformer with a class token and learned positions.
 
@@ -344,7 +343,7 @@ except ImportError as error:
 # `torch.stft` raises an error while your work is marked: building it is the exercise.
 
 
-# %% exercise="log_mel"
+# %% exercise="log_mel" section="A sound becomes a picture first"
 def mel_filters(n_mels: int, n_fft: int, sample_rate: int) -> Float[Tensor, "n_mels bins"]:
     """Triangles that are equally wide on HTK's mel scale, each of height 1, for the bins of a Fourier transform."""
     ### BEGIN SOLUTION
@@ -492,7 +491,7 @@ except NotImplementedError:
 #   one into the other.
 
 
-# %% exercise="ConvStem"
+# %% exercise="ConvStem" section="A sound becomes a picture first"
 class ConvStem(nn.Module):
     """Whisper's two convolutions: from a log-mel spectrogram to half as many vectors.
 
@@ -576,7 +575,7 @@ except NotImplementedError:
 # - The trap: padding comes in through two doors. Zeros at the entrance do not stay zeros behind a LayerNorm.
 
 
-# %% exercise="HybridBlock"
+# %% exercise="HybridBlock" section="What is near, and what is far"
 class HybridBlock(nn.Module):
     """What is near by a convolution or a recurrent network, what is far by attention.
 
@@ -696,7 +695,7 @@ except NotImplementedError:
 # - The trap: the entropy of a mean is not the mean of the entropies.
 
 
-# %% exercise="SharedMoE"
+# %% exercise="SharedMoE" section="One model for both"
 class SharedMoE(nn.Module):
     """A layer of experts for images and sounds, with one router, and LIMoE's entropies.
 

@@ -22,8 +22,7 @@
 # you wrong. You will build both, use the second to judge the first, and then two instruments for a model's outputs: a
 # test for bias with an honest interval, and an alarm of which you know how often it is right.
 #
-# The page of the book that goes with this notebook is `book/21-looking-inside`. If the set-up cell does not find
-# jaxtyping, run `%pip install jaxtyping` first.
+# The page of the book that goes with this notebook is `book/21-looking-inside`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -186,7 +185,7 @@ def t_quantile(p: float, df: int) -> float:
 #   all of them through the norm applies it twice.
 
 
-# %% exercise="logit_lens"
+# %% exercise="logit_lens" section="Looking: the logit lens"
 def logit_lens(model: nn.Module, ids: Int[Tensor, "batch n"]) -> Float[Tensor, "n_layers_plus_1 batch n vocabulary"]:
     """What the model would say before its first layer and after each of them.
 
@@ -271,7 +270,7 @@ except ImportError as error:
 # - The trap: matrices do not commute. Which map is nearest to the tokens?
 
 
-# %% exercise="attention_rollout"
+# %% exercise="attention_rollout" section="Looking: attention, rolled out"
 def attention_rollout(weights: Float[Tensor, "n_layers batch n_heads n n"]) -> Float[Tensor, "batch n n"]:
     """How much of each token is in each position after the last layer, if attention only mixed.
 
@@ -357,7 +356,7 @@ except ImportError as error:
 # - The trap: a mean over `ids` themselves still tells the model about `ids`.
 
 
-# %% exercise="mean_ablate"
+# %% exercise="mean_ablate" section="Testing: ablation"
 def mean_ablate(
     model: nn.Module, ids: Int[Tensor, "batch n"], heads: Sequence[tuple[int, int]], reference: Int[Tensor, "texts m"]
 ) -> Float[Tensor, "batch n vocabulary"]:
@@ -527,7 +526,7 @@ except NotImplementedError:
 #   must be taken before any spread is.
 
 
-# %% exercise="template_bias"
+# %% exercise="template_bias" section="Testing what comes out: pairs"
 def template_bias(
     score: Callable[[str], float],
     templates: Sequence[str],
@@ -629,7 +628,7 @@ except ImportError as error:
 #   need not be the end.
 
 
-# %% exercise="monitor"
+# %% exercise="monitor" section="The mathematics"
 def monitor(scores: Float[Tensor, "n"], bad: Bool[Tensor, "n"], wanted: float) -> tuple[float, float, float]:
     """The threshold with the largest recall at a precision of at least `wanted`, and its precision and recall.
 

@@ -24,7 +24,7 @@
 # You will write these calculators, for the thirteen families of this course, to the last parameter. At the end they
 # choose: for a task, a machine, a length, languages, a licence and a plan for adapting the model, your program says
 # which models are left, and why each of the others is not. The page of the book that goes with this notebook is
-# `book/22-choosing`. If the set-up cell does not find torch, run `%pip install torch` first.
+# `book/22-choosing`.
 #
 # | part | difficulty | minutes | points |
 # |---|---|---|---|
@@ -219,7 +219,7 @@ def read(config: Config) -> Shape:
 # The result must be exact, also for models of 671 billion parameters: count with ints.
 
 
-# %% exercise="parameters"
+# %% exercise="parameters" section="Three counts, three questions"
 def parameters(config: Config) -> tuple[int, int]:
     """(total, active) parameters of the model that a config.json describes.
 
@@ -341,7 +341,7 @@ except NotImplementedError:
 # nothing here; the same holds in the parts that follow.
 
 
-# %% exercise="flops_per_token"
+# %% exercise="flops_per_token" section="The mathematics"
 def flops_per_token(config: Config, context: int, training: bool = False) -> int:
     """FLOPs of one token that attends to `context` positions; with `training` forward and backward."""
     ### BEGIN SOLUTION
@@ -454,7 +454,7 @@ except NotImplementedError:
 # - The trap: *all* experts have to be in memory, however few a token uses.
 
 
-# %% exercise="fits"
+# %% exercise="fits" section="Three counts, three questions"
 def kv_bytes(config: Config, length: int, batch: int = 1, bits: int = 16) -> int:
     """Bytes of the cache of `batch` texts of `length` positions, each number in `bits` bits."""
     ### BEGIN SOLUTION
@@ -602,7 +602,7 @@ def kv_bytes(config, length, batch=1, bits=16):
 # to `top_k`.
 
 
-# %% exercise="decode_roofline"
+# %% exercise="decode_roofline" section="Waiting for memory"
 def decode_roofline(
     config: Config,
     batch: int,
@@ -693,7 +693,7 @@ except NotImplementedError:
 # and each token. How many devices there are does not matter: twice as many need half the hours.
 
 
-# %% exercise="energy_and_cost"
+# %% exercise="energy_and_cost" section="What did training take?"
 def energy_and_cost(
     config: Config,
     tokens: int,
@@ -793,7 +793,7 @@ except NotImplementedError:
 #   vain.
 
 
-# %% exercise="recommend"
+# %% exercise="recommend" section="Six questions, in this order"
 def recommend(models: Sequence[Mapping[str, Any]], need: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every model with the reasons against it, (asked, there) each; the cheapest without any comes first."""
 

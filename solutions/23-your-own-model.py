@@ -32,8 +32,7 @@
 # | `bill` | ●●○ | 20 | 4 |
 # | the model card, in your own words | ●○○ | 15 | 2 |
 #
-# The page of the book that goes with this notebook is `book/23-your-own-model`. If the set-up cell does not find
-# jaxtyping, run `%pip install jaxtyping` first.
+# The page of the book that goes with this notebook is `book/23-your-own-model`.
 #
 # ## Bring your own parts
 #
@@ -292,7 +291,7 @@ PARTS = Parts()  # the cell that `python -m ichimon gather` adds below puts your
 # - The trap: as soon as the first layer has updated the cache, the cache is longer.
 
 
-# %% exercise="Model"
+# %% exercise="Model" section="The whole model on one page"
 class Attention(nn.Module):
     """Grouped-query attention with RoPE over a chunk, and over the past that a cache holds."""
 
@@ -564,7 +563,7 @@ except NotImplementedError:
 # - The trap: a limit on the gradient of each small batch is not a limit on that of the step.
 
 
-# %% exercise="train"
+# %% exercise="train" section="The way of a model"
 def train(
     model: nn.Module,
     batches: Callable[[int], Int[Tensor, "batch n_plus_1"]],
@@ -736,7 +735,7 @@ except (NotImplementedError, KeyError):
 # Call your `train` by its name. When this part is marked, another one stands in for it.
 
 
-# %% exercise="adapt"
+# %% exercise="adapt" section="The way of a model"
 def adapt(
     model: nn.Module,
     batches: Callable[[int], Int[Tensor, "batch n_plus_1"]],
@@ -882,7 +881,7 @@ except (NotImplementedError, KeyError, NameError):
 # - The trap: experts are no `nn.Linear`, and they are most of a Mixture of Experts.
 
 
-# %% exercise="quantise"
+# %% exercise="quantise" section="The way of a model"
 def quantise(model: nn.Module, parts: Parts, block: int = 64) -> tuple[nn.Module, int]:
     """A copy of the model whose blocks' matrices went through four bits and back, and the bytes it takes so.
 
@@ -1006,7 +1005,7 @@ except (NotImplementedError, KeyError, NameError):
 # - The trap: what is drawn for one prompt must not depend on who else has asked.
 
 
-# %% exercise="serve"
+# %% exercise="serve" section="The way of a model"
 def serve(
     model: Callable[..., Float[Tensor, "batch n vocabulary"]],
     prompts: Sequence[Int[Tensor, " n"]],
@@ -1150,7 +1149,7 @@ except (NotImplementedError, KeyError, NameError):
 # - The trap: query heads share what is kept, but each of them has to compute.
 
 
-# %% exercise="bill"
+# %% exercise="bill" section="The mathematics"
 def bill(config: Config, *, context: int, tokens: int, seconds: float, watts: float) -> dict[str, float]:
     """What a model of these sizes weighs, keeps, computes and burns.
 

@@ -1,7 +1,8 @@
 """solutions/NN-topic.py → nbgrader's source notebook → notebooks/NN-topic/NN-topic.ipynb, the one that students get.
 
-jupytext reads the source (in `ichimon.notebook`), short cell headers become nbgrader's metadata here, and nbgrader's
-GenerateAssignment cuts the solutions, locks the checks and writes the gradebook. The same source gives the same bytes.
+jupytext reads the source (in `ichimon.notebook`), short cell headers become nbgrader's metadata here, the first
+cell and the links to the book are added, and nbgrader's GenerateAssignment cuts the solutions, locks the checks and
+writes the gradebook. The same source gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from autograder import course as course_module
 from autograder import translation
+from autograder.authoring import bootstrap
 from autograder.course import Course
 from ichimon import notebook
 from ichimon.notebook import Cell, NotebookError
@@ -88,7 +92,11 @@ def source_notebook(source: Path) -> str:
             f"{source.name} says that its assignment is {name!r}: its YAML header needs, "
             f"under jupyter, ichimon: {{assignment: {source.stem}}}."
         )
-    cells = [cell for cell in Course(source.parents[1]).cells(source) if cell.role != "stand-in"]
+    course = Course(source.parents[1])
+    cells = _with_links([cell for cell in course.cells(source) if cell.role != "stand-in"], name, course)
+    first = bootstrap.source([cell.source for cell in cells if cell.kind == "code"], course.package)
+    set_up = next(i for i, cell in enumerate(cells) if cell.role == "set-up")
+    cells.insert(set_up, Cell("code", first, "bootstrap", "bootstrap"))
     points = {cell.exercise: _number(cell.points) for cell in cells if cell.role == "check"}
     new_cell = {
         "code": nbformat.v4.new_code_cell,
@@ -103,7 +111,32 @@ def source_notebook(source: Path) -> str:
     return str(nbformat.writes(made)) + "\n"
 
 
+def _with_links(cells: list[Cell], name: str, course: Course) -> list[Cell]:
+    """The cells with a line in each prompt that says where the book explains it, and in the first how to open Colab.
+
+    A cell's id is that of its source, whatever the links are: work carries over.
+    """
+    linked, words = list(cells), course.words(name)
+    for i, cell in enumerate(cells):
+        prompt = next((j for j in range(i, -1, -1) if cells[j].kind == "markdown"), None)
+        if not cell.section or prompt is None:
+            continue
+        title = words(cell.section)
+        where = f"“{title}”"
+        if course.settings.book:
+            where = f"[{title}]({course.settings.book.rstrip('/')}/{course.page(name, cell.section)})"
+        told = words("In the book: {section}", section=where)
+        linked[prompt] = replace(cells[prompt], source=f"{cells[prompt].source}\n\n*{told}*")
+    if (colab := course.colab(name)) and linked[0].kind == "markdown":
+        linked[0] = replace(
+            linked[0], source=f"{linked[0].source}\n\n[{words('Open this notebook in Colab')}]({colab})"
+        )
+    return linked
+
+
 def _metadata(cell: Cell) -> dict[str, Any]:
+    if cell.role == "bootstrap":
+        return bootstrap.METADATA
     if cell.role == "see":
         return {"ichimon": {"id": cell.id, "see": cell.exercise}}
     if cell.role == "other":
@@ -155,11 +188,14 @@ def _own_programs_on_path() -> Iterator[None]:
 
 
 def _fingerprint(source: Path, course: Course) -> str:
-    points, language = course.points(source.stem), course.settings.language
-    parts = [path.read_bytes() for path in (source, Path(__file__), Path(notebook.__file__))]
-    parts += [json.dumps(points, sort_keys=True, default=dict).encode()] if points else []
+    package = sorted(Path(notebook.__file__).parent.glob("*.py"))  # what it imports decides what is installed
+    ours = (source, Path(__file__), Path(bootstrap.__file__), Path(course_module.__file__), ROOT / "requirements.txt")
+    parts = [path.read_bytes() for path in (*ours, *package)]
+    settings, language = course.settings, course.settings.language
+    chosen = (dict(course.points(source.stem)), settings.book, settings.students, language)
+    parts += [json.dumps(chosen, sort_keys=True).encode()]
     if language:
-        parts += [language.encode(), Path(translation.__file__).read_bytes()]
+        parts += [Path(translation.__file__).read_bytes()]
         parts += [_read(translation.catalogue(course.root, language, name)) or b"" for name in ("grader", source.stem)]
     parts += [version(tool).encode() for tool in ("jupytext", "nbgrader", "nbformat", "nbconvert")]
     return _sha("".join(_sha(part) for part in parts).encode())

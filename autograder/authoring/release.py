@@ -43,7 +43,7 @@ TOKEN = re.compile(r"[^\W\d]\w*|\d+(?:\.\d+)?|[^\w\s]")
 
 STUDENTS_PACKAGES = (
     *("torch", "numpy", "einops", "jaxtyping", "transformers", "tokenizers", "accelerate", "peft", "tqdm", "pooch"),
-    *("matplotlib", "scipy", "scikit-learn", "jupytext", "jupyterlab", "typer", "rich", "msgspec"),
+    *("matplotlib", "scipy", "scikit-learn", "jupytext", "jupyterlab", "latex2mathml", "typer", "rich", "msgspec"),
 )
 
 
@@ -170,7 +170,7 @@ def leaks(folder: Path, search: Search) -> list[Leak]:
 _SOLUTION = re.compile(r"^[ \t]*### BEGIN SOLUTION\n(.*?)^[ \t]*### END SOLUTION$", re.MULTILINE | re.DOTALL)
 _TEST = re.compile(r"^def (test_\w+)", re.MULTILINE)
 _TAG = re.compile(r"<[^<>]*>")
-_CELL_KEYS = {"nbgrader", "ichimon", "tags", "collapsed", "editable", "slideshow", "deletable"}
+_CELL_KEYS = {"nbgrader", "ichimon", "tags", "collapsed", "editable", "slideshow", "deletable", "jupyter", "cellView"}
 
 
 def _runs(words: Sequence[str], length: int) -> set[tuple[str, ...]]:

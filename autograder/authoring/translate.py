@@ -50,6 +50,8 @@ COMPOSED = (
     "an error of type {name} should have been raised, but none was.",
     "your code goes here: replace this line (line {line} of cell {cell})",
     "the result",
+    "In the book: {section}",
+    "Open this notebook in Colab",
 )
 
 
