@@ -47,6 +47,7 @@ app = typer.Typer(
     autograder show                     the marks so far;  autograder show STUDENT  every claim of one student
     autograder why STUDENT EXERCISE     the whole story of one mark, for an appeal
     autograder feedback                 a page for each student and a report of the class
+    autograder instructor               nbgrader's pages in JupyterLab, with buttons that grade in the sandbox
     autograder verify                   for authors: do the hidden tests deserve trust?
     autograder release FOLDER           what students get, proved to hold no answer
     autograder doctor                   can this machine lock submissions in?
@@ -315,6 +316,21 @@ def feedback(
 
     for name, written in pages.write(_reports(results, assignment), output).items():
         out.print(f"{name}: the class report is {written[-1]}, a student's page is {written[0]}", soft_wrap=True)
+
+
+@app.command()
+def instructor(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where on 127.0.0.1.")] = 8888,
+) -> None:
+    """nbgrader's pages in JupyterLab, for the course in this folder: grade with buttons, mark by hand, give feedback.
+
+    Exit codes: 2 the port is taken or the folder is no course · 0 ended with Ctrl-C.
+    """
+    from autograder import formgrader
+
+    for sentence in formgrader.prepare(port, Path.cwd()):
+        err.print(escape(sentence))
+    formgrader.start(port, Path.cwd())
 
 
 @app.command()

@@ -550,3 +550,10 @@ def safe_markdown(source: str) -> str:
         return bleach.clean(html, tags=_TAGS, attributes={"a": ["href", "title"], "abbr": ["title"]})
     except Exception:  # brackets a thousand deep, a missing attachment: any text must be shown somehow
         return f"<pre>{escape(source)}</pre>"
+
+
+def escape_names(notebook: NotebookNode, resources: dict[str, Any]) -> tuple[NotebookNode, dict[str, Any]]:
+    """What nbgrader's grading view says about a submission, as text: its template takes a folder's name for HTML."""
+    names = ("student", "first_name", "last_name", "notebook_path", "assignment_id", "notebook_id")
+    resources.update({name: escape(resources[name]) for name in names if resources.get(name)})
+    return notebook, resources
