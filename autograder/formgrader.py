@@ -27,6 +27,7 @@ from nbgrader.server_extensions.formgrader import apihandlers, handlers
 from nbgrader.server_extensions.formgrader.base import check_notebook_dir, check_xsrf
 from nbgrader.server_extensions.formgrader.formgrader import FormgradeExtension
 from tornado import web
+from tornado.log import app_log
 
 from autograder.gradebook import GradebookError, course_config, register
 from autograder.sandbox.jail import JailError, bubblewrap
@@ -99,7 +100,8 @@ def _load_jupyter_server_extension(server: ServerApp) -> None:
     formgrader = Formgrader(parent=server)
     formgrader.root_dir = server.root_dir
     formgrader.log = server.log
-    server.log.addFilter(_in_words)
+    for log in (server.log, app_log):
+        log.addFilter(_in_words)
     formgrader.initialize([])
     formgrader.init_tornado_settings(server.web_app)
     formgrader.init_handlers(server.web_app)
@@ -108,11 +110,14 @@ def _load_jupyter_server_extension(server: ServerApp) -> None:
 async def _start_jupyter_server_extension(server: ServerApp) -> None:
     base, token = server.local_url.partition("/lab")[0], server.identity_provider.token
     print(
-        f"nbgrader's pages are ready, for this machine alone:\n\n    {base}/lab?token={token}\n\n"
-        "Open that address, then Nbgrader > Formgrader in JupyterLab's menu. Click the number under “# Submissions” to\n"
-        "see who handed in, the flash to grade one of them, and Manual Grading to read the work and give marks yourself.\n"
-        f"The same pages without JupyterLab: {base}/formgrader?token={token}\n"
-        "Ctrl-C ends it.",
+        f"""nbgrader's pages are ready, for this machine alone:
+
+    {base}/lab?token={token}
+
+Open that address, then Nbgrader > Formgrader in JupyterLab's menu. Click the number under "# Submissions" to see who
+handed in, the flash to grade one of them, and Manual Grading to read the work and give marks yourself.
+The same pages without JupyterLab: {base}/formgrader?token={token}
+Ctrl-C ends it.""",
         flush=True,
     )
 
@@ -167,7 +172,9 @@ class Autograde(apihandlers.BaseApiHandler):
     @check_notebook_dir
     async def post(self, assignment: str, student: str) -> None:
         app = self.settings["nbgrader_formgrader"]
+        level = self.log.level
         api = NbGraderAPI(CourseDirectory(parent=app), self.authenticator, parent=app)  # others go on using theirs
+        api.log_level = level
         graded = await get_running_loop().run_in_executor(_grading, api.autograde, assignment, student)
         if error := graded.pop("error", ""):
             graded["log"] = graded.get("log") or _sentence(error)

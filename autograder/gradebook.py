@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import fcntl
+import glob
+import json
 import logging
 import os
 import shutil
@@ -241,11 +243,14 @@ class SubmissionExporter(NotebookExporter):
 
     def __init__(self, config: Config | None = None, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
+        course = _course(self)
         try:
-            register(_course(self).assignment_id, _course(self))
+            register(course.assignment_id, course)
         except GradebookError as error:
             self.log.error(str(error))  # nbgrader ends on one of these without a word
             raise
+        before = glob.glob(str(_autograded(course.student_id, course.assignment_id, course)))
+        self.answers = {path: _answers(Path(path)) for path in before}  # nbgrader deletes them before it grades
 
     def from_filename(
         self, filename: str, resources: dict[str, Any] | None = None, **kwargs: Any
@@ -263,6 +268,22 @@ def _course(exporter: Any) -> CourseDirectory:
 
 def _submitted(student: str, assignment: str, course: CourseDirectory) -> Path:
     return Path(course.format_path(course.submitted_directory, student, assignment), f"{assignment}.ipynb")
+
+
+def _autograded(student: str, assignment: str, course: CourseDirectory) -> Path:
+    return Path(course.format_path(course.autograded_directory, student, assignment), f"{assignment}.ipynb")
+
+
+def _answers(autograded: Path) -> dict[str, str]:
+    """The answers that a person marks, in what nbgrader's pages showed so far; none if there is nothing yet."""
+    try:
+        cells = json.loads(autograded.read_bytes())["cells"]
+    except (OSError, ValueError):
+        return {}
+    marked = [(cell["metadata"].get("nbgrader", {}), cell) for cell in cells]
+    return {
+        ours["grade_id"]: "".join(cell["source"]) for ours, cell in marked if ours.get("grade") and ours["solution"]
+    }
 
 
 class Sanitise(NbGraderPreprocessor):
@@ -290,20 +311,25 @@ class SaveReport(SaveAutoGrades):
     def preprocess(self, nb: NotebookNode, resources: dict[str, Any]) -> tuple[NotebookNode, dict[str, Any]]:
         from autograder.grading import grade_one  # imports torch
 
-        ids = resources["nbgrader"]
-        path = _submitted(ids["student"], ids["assignment"], _course(self.parent))
+        ids, course = resources["nbgrader"], _course(self.parent)
+        path = _submitted(ids["student"], ids["assignment"], course)
+        shown = _autograded(ids["student"], ids["assignment"], course)
         try:
             report = grade_one(path, ids["student"], ids["assignment"])
         except NotebookError as error:
             report = Report(ids["student"], ids["assignment"], "", (), notices=(str(error),))
         report = msgspec.structs.replace(report, student=ids["student"])  # a Report's is fit for printing
         with Gradebook(ids["db_url"]) as gradebook:
-            self.save(report, nb, gradebook)
+            self.save(report, nb, gradebook, self.parent.answers.get(str(shown), {}))
         return nb, resources
 
-    def save(self, report: Report, notebook: NotebookNode, gradebook: Gradebook) -> None:
-        """Write a report into the notebook and into the gradebook."""
+    def save(
+        self, report: Report, notebook: NotebookNode, gradebook: Gradebook, answers: Mapping[str, str] | None = None
+    ) -> None:
+        """Write a report into the notebook and into the gradebook. `answers` are those that a person may have marked:
+        whoever has looked at one need not look again while it is the same."""
         self.gradebook = gradebook
+        self._answers = answers or {}
         self.notebook_id, self.assignment_id, self.student_id = report.assignment, report.assignment, report.student
         self._results: dict[str, ExerciseResult] = {result.exercise: result for result in report.exercises}
         show_report(notebook, report)
@@ -314,12 +340,13 @@ class SaveReport(SaveAutoGrades):
     def _add_score(self, cell: NotebookNode, resources: dict[str, Any]) -> None:
         exercise = _checked(cell)
         result = self._results.get(exercise)
+        grade_id = cell.metadata.nbgrader.grade_id
+        grade = self.gradebook.find_grade(grade_id, self.notebook_id, self.assignment_id, self.student_id)
         if not exercise:
+            looked_at = grade.manual_score is not None and not grade.needs_manual_grade
             super()._add_score(cell, resources)
+            grade.needs_manual_grade &= not (looked_at and self._answers.get(grade_id) == cell.source)
             return
-        grade = self.gradebook.find_grade(
-            cell.metadata.nbgrader.grade_id, self.notebook_id, self.assignment_id, self.student_id
-        )
         before = grade.auto_score
         if result is not None:
             if result.max_points != grade.max_score:
@@ -497,14 +524,15 @@ def _sync_one(
         report.assignment, report.student, timestamp=timestamp and parse_utc(timestamp)
     )
     notebook = submission_notebook(file, release)
-    SaveReport().save(report, notebook, gradebook)
+    autograded = _autograded(report.student, report.assignment, course)
+    SaveReport().save(report, notebook, gradebook, _answers(autograded))
     if submission.total_seconds_late or submission.late_submission_penalty:
         resources = {"nbgrader": _ids(report.assignment, report.student, course)}
         AssignLatePenalties(config=config).preprocess(notebook, resources)
-    folder = Path(course.format_path(course.autograded_directory, report.student, report.assignment))
+    folder = autograded.parent
     folder.mkdir(parents=True, exist_ok=True)
     _leave_only_notebooks(folder)
-    _replace(folder / f"{report.assignment}.ipynb", nbformat.writes(notebook))
+    _replace(autograded, nbformat.writes(notebook))
     if timestamp:
         _replace(folder / "timestamp.txt", timestamp)
     else:

@@ -62,7 +62,7 @@ def written(notebook: dict[str, Any], cell_id: str, source: str) -> dict[str, An
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the course with one chapter, in which three students handed in; verdicts are kept in it too."""
+    """A copy of the course with one chapter, in which two students handed in; verdicts are kept in it too."""
     root = tmp_path_factory.mktemp("term")
     for folder in ("autograder", "ichimon"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -77,16 +77,22 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written(hostile, "explain", "\n\n".join(HOSTILE[:-2]).replace("alert('mine')", MINE))
     hand_in(root, "student-02", hostile)
     (root / "submitted" / "student-02" / "nbgrader_config.py").write_text(f"open({str(root / 'ran')!r}, 'w')")
-    hand_in(root, ODD, json.loads((root / f"notebooks/{NAME}/{NAME}.ipynb").read_text(encoding="utf-8")))
     return root
 
 
 @pytest.fixture(scope="module")
-def environment(course: Path) -> dict[str, str]:
-    """Where nothing of this machine's own Jupyter is read, and `bwrap` is what the folder bin says."""
-    here = {f"JUPYTER_{name}_DIR": str(course / "jupyter" / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    lab = {f"JUPYTERLAB_{name}_DIR": str(course / "jupyter" / name.lower()) for name in ("SETTINGS", "WORKSPACES")}
-    path = {"PATH": f"{course / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(course)}
+def first_on_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server looks for programs first."""
+    return tmp_path_factory.mktemp("bin")
+
+
+@pytest.fixture(scope="module")
+def environment(course: Path, first_on_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Where nothing of this machine's own Jupyter is read."""
+    jupyter = tmp_path_factory.mktemp("jupyter")
+    here = {f"JUPYTER_{name}_DIR": str(jupyter / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    lab = {f"JUPYTERLAB_{name}_DIR": str(jupyter / name.lower()) for name in ("SETTINGS", "WORKSPACES")}
+    path = {"PATH": f"{first_on_path}:{os.environ['PATH']}", "PYTHONPATH": str(course)}
     kept = {name: value for name, value in os.environ.items() if name != "JUPYTER_TOKEN"}
     return {**kept, **here, **lab, **path}
 
@@ -139,7 +145,7 @@ def server(course: Path, environment: dict[str, str], tmp_path_factory: pytest.T
 @pytest.fixture(scope="module")
 def lab(browser: Browser, server: Server) -> Iterator[Page]:
     """JupyterLab, logged in with the token on its login page."""
-    context = browser.new_context(viewport={"width": 1400, "height": 800}, device_scale_factor=1.5 if PICTURES else 1)
+    context = browser.new_context(viewport={"width": 1280, "height": 720}, device_scale_factor=1.5 if PICTURES else 1)
     context.on("request", server.saw)
     context.route(lambda url: not url.startswith(server.address), lambda route: route.abort())
     page = context.new_page()
@@ -157,18 +163,19 @@ def lab(browser: Browser, server: Server) -> Iterator[Page]:
 def pages(lab: Page) -> FrameLocator:
     """nbgrader's pages, opened from JupyterLab's menu."""
     lab.locator(".lm-MenuBar-itemLabel", has_text="Nbgrader").click()
-    picture(lab, "menu")
+    picture(lab, "menu", 240)
     lab.locator(".lm-Menu-itemLabel", has_text=re.compile("^Formgrader$")).click()
+    lab.keyboard.press("Control+b")  # all the width, without the list of files
     return lab.frame_locator("#formgrader-iframe iframe")
 
 
-def picture(page: Page, name: str) -> None:
+def picture(page: Page, name: str, height: int = 720) -> None:
     """A small PNG for the documents, if they are asked for."""
     if not PICTURES:
         return
     page.wait_for_timeout(700)  # what fades in is there
     path = ROOT / PICTURES / f"formgrader-{name}.png"
-    page.screenshot(path=path)
+    page.screenshot(path=path, clip={"x": 0, "y": 0, "width": 1280, "height": height})
     with Image.open(path) as shot:
         shot.convert("RGB").quantize(64).save(path, optimize=True)
 
@@ -201,14 +208,13 @@ def marks(course: Path, student: str) -> dict[str, tuple[float | None, float | N
 
 
 def test_without_a_sandbox_the_button_says_so_and_grades_nothing(
-    course: Path, server: Server, lab: Page, pages: FrameLocator
+    course: Path, first_on_path: Path, lab: Page, pages: FrameLocator
 ) -> None:
-    (course / "bin").mkdir()
-    broken = course / "bin" / "bwrap"
+    broken = first_on_path / "bwrap"
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
     pages.locator(".num-submissions a").wait_for()
-    picture(lab, "assignments")
+    picture(lab, "assignments", 600)
     pages.locator(".num-submissions a").click()
     said = click(pages, "student-01", "autograde")
     assert "The jail could not be built" in said
@@ -250,7 +256,7 @@ def test_a_mark_and_a_comment_by_hand_are_kept(course: Path, lab: Page, pages: F
     pages.get_by_role("link", name=NAME).click()
     pages.get_by_role("link", name=NAME).last.click()
     pages.get_by_role("button", name="Show All Names").click()
-    picture(lab, "manual")
+    picture(lab, "manual", 480)
     pages.get_by_role("link", name="student-01").click()
     mark, comment = pages.locator("#explain"), pages.locator("#explain-comment")
     mark.wait_for()
@@ -287,7 +293,7 @@ def test_feedback_has_marks_and_words_and_no_secret(
     to_submissions(pages)
     assert "Successfully generated feedback" in click(pages, "student-01", "generate-feedback")
     close(pages)
-    page = browser.new_page(viewport={"width": 1400, "height": 800}, device_scale_factor=1.5 if PICTURES else 1)
+    page = browser.new_page(viewport={"width": 1280, "height": 720}, device_scale_factor=1.5 if PICTURES else 1)
     page.goto((course / "feedback" / "student-01" / NAME / f"{NAME}.html").as_uri(), wait_until="domcontentloaded")
     text = page.locator("body").inner_text()
     page.locator("a[name=explain]").first.scroll_into_view_if_needed()
@@ -346,6 +352,7 @@ def test_nothing_in_a_notebook_runs_or_loads(course: Path, server: Server, tab: 
 
 
 def test_a_name_is_text_on_every_page(course: Path, server: Server, tab: Page, pages: FrameLocator) -> None:
+    hand_in(course, ODD, json.loads((course / f"notebooks/{NAME}/{NAME}.ipynb").read_text(encoding="utf-8")))
     to_submissions(pages)
     assert "Successfully" in click(pages, ODD, "autograde")
     close(pages)
