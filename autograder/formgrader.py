@@ -134,9 +134,13 @@ class Formgrader(FormgradeExtension):
 
     def init_handlers(self, webapp: web.Application) -> None:
         base = webapp.settings["base_url"].rstrip("/")
+        api = f"{base}/formgrader/api"
+        feedback = {"action": "generate_feedback"}
         ours = [
-            (f"{base}/formgrader/?", Start),
-            (f"{base}/formgrader/api/submission/([^/]+)/([^/]+)/autograde", Autograde),
+            web.url(f"{base}/formgrader/?", Start),
+            web.url(f"{api}/submission/([^/]+)/([^/]+)/autograde", InTurn, {"action": "autograde"}),
+            web.url(f"{api}/assignment/([^/]+)/generate_feedback", InTurn, feedback),
+            web.url(f"{api}/assignment/([^/]+)/([^/]+)/generate_feedback", InTurn, feedback),
         ]
         webapp.add_handlers(".*$", ours)  # the first that fits answers
         super().init_handlers(webapp)
@@ -161,24 +165,26 @@ class Start(handlers.BaseHandler):
         self.redirect(f"{self.base_url}/formgrader/manage_assignments")
 
 
-_grading = ThreadPoolExecutor(1, "grading")  # one at a time; nbgrader's own handler would stop the whole server
+_turns = ThreadPoolExecutor(1, "formgrader")  # nbgrader's own handlers would stop the whole server
 
 
-class Autograde(apihandlers.BaseApiHandler):
-    """The button that grades one submission."""
+class InTurn(apihandlers.BaseApiHandler):
+    """The buttons that take long, to grade and to write feedback: one at a time, beside all other pages."""
+
+    def initialize(self, action: str) -> None:
+        self.action = action
 
     @web.authenticated
     @check_xsrf
     @check_notebook_dir
-    async def post(self, assignment: str, student: str) -> None:
-        app = self.settings["nbgrader_formgrader"]
-        level = self.log.level
+    async def post(self, assignment: str, student: str | None = None) -> None:
+        app, level = self.settings["nbgrader_formgrader"], self.log.level
         api = NbGraderAPI(CourseDirectory(parent=app), self.authenticator, parent=app)  # others go on using theirs
         api.log_level = level
-        graded = await get_running_loop().run_in_executor(_grading, api.autograde, assignment, student)
-        if error := graded.pop("error", ""):
-            graded["log"] = graded.get("log") or _sentence(error)
-        self.write(json.dumps(graded))
+        done = await get_running_loop().run_in_executor(_turns, getattr(api, self.action), assignment, student)
+        if error := done.pop("error", ""):
+            done["log"] = done.get("log") or _sentence(error)
+        self.write(json.dumps(done))
 
 
 # What nbgrader logs and nobody here can use: about its exchange, about what is left out below, about its page for 404.

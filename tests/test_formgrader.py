@@ -37,7 +37,9 @@ ROOT = Path(__file__).resolve().parents[1]
 NAME = "06-gpt"  # it has a question that a person marks
 MINE = "document.documentElement.setAttribute('mine', '')"  # what a student's script would leave in a page
 ODD = f'";{MINE};"<img src=x onerror="{MINE}">'  # a folder may be called so
-ANSWER = "Only the *last* position predicts; what the others have to say came into it through attention."
+ANSWER = (
+    "Every word has a vote, and at the end the votes are *counted*."  # the picture of it tells nobody the right one
+)
 PICTURES = os.environ.get("ICHIMON_SCREENSHOTS", "")
 
 # -- the server -----------------------------------------------------------------------------------------------------
@@ -197,6 +199,12 @@ def close(pages: FrameLocator) -> None:
     pages.locator(".modal").wait_for(state="detached")
 
 
+def loaded(lab: Page) -> None:
+    """Wait until the grading view has fetched marks and comments: before, it saves none."""
+    view = "document.querySelector('#formgrader-iframe iframe').contentWindow.formgrader"
+    lab.wait_for_function(f"() => {view}?.grades?.loaded && {view}?.comments?.loaded")
+
+
 def marks(course: Path, student: str) -> dict[str, tuple[float | None, float | None]]:
     """What the tests gave and what a person gave, in the gradebook."""
     with Gradebook(f"sqlite:///{course}/gradebook.db") as gradebook:
@@ -240,13 +248,11 @@ def test_the_button_grades_and_the_score_appears(course: Path, lab: Page, pages:
 
 def test_other_pages_answer_while_a_cell_loops(lab: Page, server: Server, pages: FrameLocator) -> None:
     row(pages, "student-02").locator(".autograde a").click()
-    began = time.monotonic()
-    answered = [lab.request.get(f"{server.address}/formgrader/api/assignments") for _ in range(3)]
-    assert all(answer.ok for answer in answered)
-    seconds = time.monotonic() - began
-    assert pages.locator(".modal").count() == 0, "it was graded before the others were asked"
-    assert seconds < 4, "they waited for the loop, which is ended after five seconds of computing"
+    for _ in range(3):
+        assert lab.request.get(f"{server.address}/formgrader/api/assignments").ok
+    answered = time.monotonic()
     pages.locator("#success-modal").wait_for(timeout=90_000)
+    assert time.monotonic() - answered > 2, "the others waited for the loop, which ends after five seconds of computing"
     close(pages)
     assert "20 / 25" in row(pages, "student-02").inner_text()  # without the loop and the answer in words
 
@@ -255,27 +261,25 @@ def test_a_mark_and_a_comment_by_hand_are_kept(course: Path, lab: Page, pages: F
     pages.get_by_role("link", name="Manual Grading").click()
     pages.get_by_role("link", name=NAME).click()
     pages.get_by_role("link", name=NAME).last.click()
+    pages.get_by_text("Submission #1").wait_for()
     pages.get_by_role("button", name="Show All Names").click()
     picture(lab, "manual", 480)
     pages.get_by_role("link", name="student-01").click()
     mark, comment = pages.locator("#explain"), pages.locator("#explain-comment")
-    mark.wait_for()
-    assert "through attention" in pages.locator("body").inner_text()
-    mark.fill("1.5")
+    loaded(lab)
+    assert "the votes are counted" in pages.locator("body").inner_text()
+    mark.fill("0.5")
     mark.press("Tab")
-    comment.fill("Right, and what does training do at the other positions?")
+    comment.fill("Counted by whom? Follow one vector from the embedding to the logits.")
     comment.press("Tab")
     pages.locator(".comment-saved:visible").wait_for()
     mark.scroll_into_view_if_needed()
     picture(lab, "mark")
-    assert marks(course, "student-01")["explain"] == (None, 1.5)
-    mark.evaluate("() => location.reload()")
-    pages.locator("#explain").wait_for()
-    lab.wait_for_function(
-        "() => document.querySelector('#formgrader-iframe iframe').contentDocument"
-        ".querySelector('#explain')?.value === '1.5'"
-    )
-    assert pages.locator("#explain-comment").input_value().startswith("Right, and")
+    assert marks(course, "student-01")["explain"] == (None, 0.5)
+    mark.evaluate("() => { formgrader = undefined; location.reload(); }")
+    loaded(lab)
+    assert mark.input_value() == "0.5"
+    assert pages.locator("#explain-comment").input_value().startswith("Counted by whom?")
 
 
 def test_a_mark_by_hand_stands_when_the_button_grades_again(course: Path, pages: FrameLocator) -> None:
@@ -300,8 +304,8 @@ def test_feedback_has_marks_and_words_and_no_secret(
     picture(page, "feedback")
     html = page.content()
     page.close()
-    assert "Score: 11.32 / 25" in text
-    assert "Right, and what does training do" in text
+    assert "Score: 10.32 / 25" in text
+    assert "Counted by whom?" in text
     assert "3.27 of 5 points" in text
     hidden = (ROOT / "autograder/tests/test_06_gpt.py").read_text(encoding="utf-8")
     names = re.findall(r"def (test_\w+)", hidden)
@@ -365,9 +369,9 @@ def test_a_name_is_text_on_every_page(course: Path, server: Server, tab: Page, p
     ]
     for path in where:
         tab.goto(f"{server.address}/formgrader/{path}", wait_until="load")
-        tab.wait_for_timeout(150)
+        tab.get_by_text(ODD).first.wait_for(state="attached")
+        tab.wait_for_timeout(150)  # an image that cannot be loaded says so a moment later
         assert not ran(tab), path
-        assert tab.get_by_text(ODD).count() > 0, path
 
 
 def test_a_folders_configuration_is_never_run(course: Path, server: Server, lab: Page) -> None:
