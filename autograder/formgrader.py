@@ -178,13 +178,14 @@ class InTurn(apihandlers.BaseApiHandler):
     @check_xsrf
     @check_notebook_dir
     async def post(self, assignment: str, student: str | None = None) -> None:
-        app, level = self.settings["nbgrader_formgrader"], self.log.level
+        app = self.settings["nbgrader_formgrader"]
         api = NbGraderAPI(CourseDirectory(parent=app), self.authenticator, parent=app)  # others go on using theirs
-        api.log_level = level
         done = await get_running_loop().run_in_executor(_turns, getattr(api, self.action), assignment, student)
+        logged = re.split(r"\n(?=\[[A-Z]+\] )", done.pop("log", "").strip())  # by other requests too
+        said = [record for record in logged if record.startswith("[ERROR]")]
         if error := done.pop("error", ""):
-            done["log"] = done.get("log") or _sentence(error)
-        self.write(json.dumps(done))
+            said = said or [_sentence(error)]
+        self.write(json.dumps({**done, "log": "\n".join(said)}))
 
 
 # What nbgrader logs and nobody here can use: about its exchange, about what is left out below, about its page for 404.

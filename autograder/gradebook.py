@@ -27,6 +27,7 @@ from typing import Any
 import bleach
 import msgspec
 import nbformat
+from bleach.html5lib_shim import Filter
 from nbconvert.exporters import NotebookExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
@@ -571,11 +572,24 @@ _TAGS = {
 }
 
 
+class _OwnTab(Filter):
+    """A link opens a tab of its own, which JupyterLab forbids there: it obeys any page in the formgrader's place."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for token in super().__iter__():
+            if token["type"] == "StartTag" and token["name"] == "a":
+                token["data"].update({(None, "target"): "_blank", (None, "rel"): "noopener noreferrer"})
+            yield token
+
+
+_cleaner = bleach.Cleaner(tags=_TAGS, attributes={"a": ["href", "title"], "abbr": ["title"]}, filters=[_OwnTab])
+
+
 def safe_markdown(source: str) -> str:
     """Markdown as HTML in which nothing runs or loads: nbgrader's templates trust their Markdown filter."""
     try:
         html = MarkdownWithMath(renderer=IPythonRenderer(escape=False, exclude_anchor_links=True)).render(source)
-        return bleach.clean(html, tags=_TAGS, attributes={"a": ["href", "title"], "abbr": ["title"]})
+        return _cleaner.clean(html)
     except Exception:  # brackets a thousand deep, a missing attachment: any text must be shown somehow
         return f"<pre>{escape(source)}</pre>"
 

@@ -76,7 +76,8 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.write_text(source_notebook(ROOT / f"solutions/{NAME}.py"), encoding="utf-8")
     hand_in(root, "student-01", written(handed_in(NAME, "middling"), "explain", ANSWER))
     hostile = written(handed_in(NAME, "good"), "Mended", "while True:\n    pass")
-    written(hostile, "explain", "\n\n".join(HOSTILE[:-2]).replace("alert('mine')", MINE))
+    shown = [*(text for text in HOSTILE[:-2] if "attachment" not in text), "[my own page](https://example.org/mine)"]
+    written(hostile, "explain", "\n\n".join(shown).replace("alert('mine')", MINE))
     hand_in(root, "student-02", hostile)
     (root / "submitted" / "student-02" / "nbgrader_config.py").write_text(f"open({str(root / 'ran')!r}, 'w')")
     return root
@@ -355,6 +356,21 @@ def test_nothing_in_a_notebook_runs_or_loads(course: Path, server: Server, tab: 
     assert [url for url in server.asked if "cdnjs.cloudflare.com" not in url] == []  # MathJax, by nbconvert's template
 
 
+def test_no_page_of_a_students_takes_the_formgraders_place(
+    course: Path, server: Server, lab: Page, pages: FrameLocator
+) -> None:
+    """JupyterLab runs the commands that the page in that frame sends, whoever's page it is."""
+    pages.locator("body").evaluate(
+        f"() => {{ location = '/formgrader/submissions/{submission(course, 'student-02')}/'; }}"
+    )
+    link = pages.get_by_role("link", name="my own page")
+    link.click()
+    lab.wait_for_timeout(300)
+    assert pages.locator("#explain").count() == 1
+    assert not [url for url in server.asked if "example.org" in url]
+    assert link.get_attribute("target") == "_blank"
+
+
 def test_a_name_is_text_on_every_page(course: Path, server: Server, tab: Page, pages: FrameLocator) -> None:
     hand_in(course, ODD, json.loads((course / f"notebooks/{NAME}/{NAME}.ipynb").read_text(encoding="utf-8")))
     to_submissions(pages)
@@ -369,9 +385,9 @@ def test_a_name_is_text_on_every_page(course: Path, server: Server, tab: Page, p
     ]
     for path in where:
         tab.goto(f"{server.address}/formgrader/{path}", wait_until="load")
-        tab.get_by_text(ODD).first.wait_for(state="attached")
-        tab.wait_for_timeout(150)  # an image that cannot be loaded says so a moment later
+        tab.wait_for_timeout(200)  # an image that cannot be loaded says so a moment later
         assert not ran(tab), path
+        tab.get_by_text(ODD).first.wait_for(state="attached")
 
 
 def test_a_folders_configuration_is_never_run(course: Path, server: Server, lab: Page) -> None:
