@@ -29,7 +29,7 @@ from nbgrader.server_extensions.formgrader.formgrader import FormgradeExtension
 from tornado import web
 from tornado.log import app_log
 
-from autograder.gradebook import GradebookError, course_config, register
+from autograder.gradebook import GradebookError, _sentences, course_config, register
 from autograder.sandbox.jail import JailError, bubblewrap
 
 EXTENSIONS = {"nbgrader.server_extensions.formgrader": False, "autograder.formgrader": True}
@@ -52,8 +52,9 @@ def prepare(port: int, course: Path) -> list[str]:
     sources = sorted((course / there.source_directory).glob("*/*.ipynb"))  # the assignments that nbgrader lists
     if not sources:
         told.append(f"There is no notebook in {there.source_directory}, so no assignment: run `make notebooks`.")
-    for source in sources:
-        register(source.stem, there)
+    with _sentences(there.db_url):
+        for source in sources:
+            register(source.stem, there)
     submitted = course / there.submitted_directory
     if not any(submitted.glob("*/*/*.ipynb")):
         told.append(

@@ -582,14 +582,12 @@ class _OwnTab(Filter):
             yield token
 
 
-_cleaner = bleach.Cleaner(tags=_TAGS, attributes={"a": ["href", "title"], "abbr": ["title"]}, filters=[_OwnTab])
-
-
 def safe_markdown(source: str) -> str:
     """Markdown as HTML in which nothing runs or loads: nbgrader's templates trust their Markdown filter."""
     try:
         html = MarkdownWithMath(renderer=IPythonRenderer(escape=False, exclude_anchor_links=True)).render(source)
-        return _cleaner.clean(html)
+        attributes = {"a": ["href", "title"], "abbr": ["title"]}
+        return bleach.Cleaner(tags=_TAGS, attributes=attributes, filters=[_OwnTab]).clean(html)
     except Exception:  # brackets a thousand deep, a missing attachment: any text must be shown somehow
         return f"<pre>{escape(source)}</pre>"
 
