@@ -42,6 +42,11 @@ serve: book ## The book on http://localhost:8000 (another port: make serve PORT=
 	@echo "The book is at http://localhost:$(PORT). Ctrl-C ends it."
 	@python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
+.PHONY: instructor
+instructor: PORT = 8888
+instructor: notebooks jail ## nbgrader's pages in JupyterLab: buttons that grade, marks by hand (another port: PORT=9000)
+	@autograder instructor --port $(PORT)
+
 .PHONY: release
 release: ## What students get, proved to hold no answer: make release TO=../ichimon-students
 	@rm -rf _build/html _build/.doctrees

@@ -58,3 +58,4 @@ c.ZipCollectApp.collector_plugin = "autograder.zipcollect.RosterCollector"
 # nbgrader's own templates print a student's Markdown as it is, whatever sanitize_html says.
 c.HTMLExporter.filters = {"markdown2html": "autograder.gradebook.safe_markdown"}
 c.HTMLExporter.sanitize_html = True
+c.HTMLExporter.preprocessors = ["autograder.gradebook.escape_names"]  # nor does it escape what a student is called

@@ -17,8 +17,19 @@ COURSE = Path(__file__).resolve().parents[1]
 SOLUTIONS = COURSE / "solutions"
 TESTS = COURSE / "autograder" / "tests"
 # Where submissions come from, and what becomes of marks: a change there regrades nothing.
-DECIDES_NO_MARK = {"alike", "archives", "cli", "cluster", "collect", "exports", "feedback", "gradebook"}
-DECIDES_NO_MARK |= {"exchange", "hosted", "late", "names", "results", "roster", "story", "translation", "zipcollect"}
+DECIDES_NO_MARK = {"alike", "archives", "cli", "cluster", "collect", "exchange", "exports", "feedback", "formgrader"}
+DECIDES_NO_MARK |= {"gradebook", "hosted", "late", "names", "results", "roster", "story", "translation", "zipcollect"}
+    "exchange",
+    "formgrader",
+    "hosted",
+    "late",
+    "names",
+    "results",
+    "roster",
+    "story",
+    "translation",
+    "zipcollect",
+}
 
 
 class UnknownAssignment(LookupError):

@@ -48,6 +48,7 @@ app = typer.Typer(
     autograder why STUDENT EXERCISE     the whole story of one mark, for an appeal
     autograder feedback                 a page for each student and a report of the class
     autograder copy-gradebook FROM TO   the gradebook into another database, such as PostgreSQL
+    autograder instructor               nbgrader's pages in JupyterLab, with buttons that grade in the sandbox
     autograder verify                   for authors: do the hidden tests deserve trust?
     autograder translate LANGUAGE       for translators: locale/LANGUAGE, brought up to the sources
     autograder release FOLDER           what students get, proved to hold no answer
@@ -337,6 +338,21 @@ def feedback(
     for name, written in pages.write(_reports(results, assignment), output).items():
         pages_of = f"{len(written) - 1} students' pages are in {output / 'feedback'}"
         out.print(f"{name}: {pages_of}, the class report is {written[-1]}", soft_wrap=True)
+
+
+@app.command()
+def instructor(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where on 127.0.0.1.")] = 8888,
+) -> None:
+    """nbgrader's pages in JupyterLab, for the course in this folder: grade with buttons, mark by hand, give feedback.
+
+    Exit codes: 2 the port is taken or the folder is no course · 0 ended with Ctrl-C.
+    """
+    from autograder import formgrader
+
+    for sentence in formgrader.prepare(port, Path.cwd()):
+        err.print(escape(sentence))
+    formgrader.start(port, Path.cwd())
 
 
 @app.command()

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote as quoted
-from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
@@ -357,7 +356,7 @@ def tables(reports: list[Report]) -> dict[str, str]:
         ]
         for student, exercise, ending, points, seconds in _endings(reports)
     ]
-    sheets = {"marks.csv": marks, "claims.csv": claims, "outcomes.csv": outcomes}
+    sheets: dict[str, list[list[Any]]] = {"marks.csv": marks, "claims.csv": claims, "outcomes.csv": outcomes}
     return {name: spreadsheet(rows) for name, rows in sheets.items()}
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import fcntl
+import glob
+import json
 import logging
 import os
 import re
@@ -27,6 +29,7 @@ from typing import Any
 import bleach
 import msgspec
 import nbformat
+from bleach.html5lib_shim import Filter
 from nbconvert.exporters import NotebookExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
@@ -280,6 +283,8 @@ class SubmissionExporter(NotebookExporter):
         except GradebookError as error:
             self.log.error(str(error))  # nbgrader ends on one of these without a word
             raise
+        before = glob.glob(str(_autograded(course.student_id, course.assignment_id, course)))
+        self.answers = {path: _answers(Path(path)) for path in before}  # nbgrader deletes them before it grades
 
     def from_filename(
         self, filename: str, resources: dict[str, Any] | None = None, **kwargs: Any
@@ -297,6 +302,22 @@ def _course(exporter: Any) -> CourseDirectory:
 
 def _submitted(student: str, assignment: str, course: CourseDirectory) -> Path:
     return Path(course.format_path(course.submitted_directory, student, assignment), f"{assignment}.ipynb")
+
+
+def _autograded(student: str, assignment: str, course: CourseDirectory) -> Path:
+    return Path(course.format_path(course.autograded_directory, student, assignment), f"{assignment}.ipynb")
+
+
+def _answers(autograded: Path) -> dict[str, str]:
+    """The answers that a person marks, in what nbgrader's pages showed so far; none if there is nothing yet."""
+    try:
+        cells = json.loads(autograded.read_bytes())["cells"]
+    except (OSError, ValueError):
+        return {}
+    marked = [(cell["metadata"].get("nbgrader", {}), cell) for cell in cells]
+    return {
+        ours["grade_id"]: "".join(cell["source"]) for ours, cell in marked if ours.get("grade") and ours["solution"]
+    }
 
 
 class Sanitise(NbGraderPreprocessor):
@@ -339,23 +360,25 @@ class SaveReport(SaveAutoGrades):
     def preprocess(self, nb: NotebookNode, resources: dict[str, Any]) -> tuple[NotebookNode, dict[str, Any]]:
         from autograder.grading import grade_one  # imports torch
 
-        ids = resources["nbgrader"]
-        path = _submitted(ids["student"], ids["assignment"], _course(self.parent))
+        ids, course = resources["nbgrader"], _course(self.parent)
+        path = _submitted(ids["student"], ids["assignment"], course)
+        shown = _autograded(ids["student"], ids["assignment"], course)
         try:
             report = grade_one(path, ids["student"], ids["assignment"])
         except NotebookError as error:
             report = Report(ids["student"], ids["assignment"], "", (), notices=(str(error),))
         report = msgspec.structs.replace(report, student=ids["student"])  # a Report's is fit for printing
         with Gradebook(ids["db_url"]) as gradebook:
-            self.save(report, nb, gradebook)
+            self.save(report, nb, gradebook, self.parent.answers.get(str(shown), {}))
         return nb, resources
 
     def save(
-        self, report: Report, notebook: NotebookNode, gradebook: Gradebook, before: Mapping[str, str] | None = None
+        self, report: Report, notebook: NotebookNode, gradebook: Gradebook, answers: Mapping[str, str] | None = None
     ) -> None:
-        """Write a report into the notebook and into the gradebook. `before` is what cells held when a person last
-        looked, by name, where that is known."""
-        self.gradebook, self._before = gradebook, before or {}
+        """Write a report into the notebook and into the gradebook. `answers` are those that a person may have marked:
+        whoever has looked at one need not look again while it is the same."""
+        self.gradebook = gradebook
+        self._answers = answers or {}
         self.notebook_id, self.assignment_id, self.student_id = report.assignment, report.assignment, report.student
         self._results: dict[str, ExerciseResult] = {result.exercise: result for result in report.exercises}
         show_report(notebook, report)
@@ -366,14 +389,12 @@ class SaveReport(SaveAutoGrades):
     def _add_score(self, cell: NotebookNode, resources: dict[str, Any]) -> None:
         exercise = _checked(cell)
         result = self._results.get(exercise)
-        grade = self.gradebook.find_grade(
-            cell.metadata.nbgrader.grade_id, self.notebook_id, self.assignment_id, self.student_id
-        )
+        grade_id = cell.metadata.nbgrader.grade_id
+        grade = self.gradebook.find_grade(grade_id, self.notebook_id, self.assignment_id, self.student_id)
         if not exercise:
-            waits = grade.needs_manual_grade
+            looked_at = grade.manual_score is not None and not grade.needs_manual_grade
             super()._add_score(cell, resources)
-            if grade.manual_score is not None and self._before.get(grade.name) == cell.source:
-                grade.needs_manual_grade = waits  # the answer that was marked: nbgrader would ask for it again
+            grade.needs_manual_grade &= not (looked_at and self._answers.get(grade_id) == cell.source)
             return
         before = grade.auto_score
         if result is not None:
@@ -627,30 +648,21 @@ def _sync_one(
         report.assignment, report.student, timestamp=parse_utc(timestamp) if timestamp else None
     )
     notebook = submission_notebook(file, release)
-    folder = Path(course.format_path(course.autograded_directory, report.student, report.assignment))
-    by_hand = any(grade.manual_score is not None for each in submission.notebooks for grade in each.grades)
-    before = _sources(folder / f"{report.assignment}.ipynb") if by_hand else {}
-    SaveReport().save(report, notebook, gradebook, before)
+    autograded = _autograded(report.student, report.assignment, course)
+    SaveReport().save(report, notebook, gradebook, _answers(autograded))
     extend(submission, rules, gradebook)
     if submission.total_seconds_late or submission.late_submission_penalty:
         resources = {"nbgrader": _ids(report.assignment, report.student, course)}
         Penalties(config=config, coursedir=course, log=_quiet).preprocess(notebook, resources)
+    folder = autograded.parent
     folder.mkdir(parents=True, exist_ok=True)
     _leave_only_notebooks(folder)
-    _replace(folder / f"{report.assignment}.ipynb", nbformat.writes(notebook))
+    _replace(autograded, nbformat.writes(notebook))
     for name, content in (("timestamp.txt", timestamp), (SECRET, secret(file.parent))):
         if content:
             _replace(folder / name, content)
         else:
             (folder / name).unlink(missing_ok=True)
-
-
-def _sources(path: Path) -> dict[str, str]:
-    """What the cells of an autograded notebook hold, by name: what a person saw who marked it."""
-    try:
-        return {name: cell.source for name, cell in _own_cells(nbformat.read(path, as_version=4)).items()}
-    except (OSError, ValueError):  # it is not there, or somebody broke it
-        return {}
 
 
 def arrival(path: Path) -> str | None:
@@ -724,10 +736,28 @@ _TAGS = {
 }
 
 
+class _OwnTab(Filter):
+    """A link opens a tab of its own, which JupyterLab forbids there: it obeys any page in the formgrader's place."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for token in super().__iter__():
+            if token["type"] == "StartTag" and token["name"] == "a":
+                token["data"].update({(None, "target"): "_blank", (None, "rel"): "noopener noreferrer"})
+            yield token
+
+
 def safe_markdown(source: str) -> str:
     """Markdown as HTML in which nothing runs or loads: nbgrader's templates trust their Markdown filter."""
     try:
         html = MarkdownWithMath(renderer=IPythonRenderer(escape=False, exclude_anchor_links=True)).render(source)
-        return bleach.clean(html, tags=_TAGS, attributes={"a": ["href", "title"], "abbr": ["title"]})
+        attributes = {"a": ["href", "title"], "abbr": ["title"]}
+        return bleach.Cleaner(tags=_TAGS, attributes=attributes, filters=[_OwnTab]).clean(html)
     except Exception:  # brackets a thousand deep, a missing attachment: any text must be shown somehow
         return f"<pre>{escape(source)}</pre>"
+
+
+def escape_names(notebook: NotebookNode, resources: dict[str, Any]) -> tuple[NotebookNode, dict[str, Any]]:
+    """What nbgrader's grading view says about a submission, as text: its template takes a folder's name for HTML."""
+    names = ("student", "first_name", "last_name", "notebook_path", "assignment_id", "notebook_id")
+    resources.update({name: escape(resources[name]) for name in names if resources.get(name)})
+    return notebook, resources

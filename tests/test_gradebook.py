@@ -321,6 +321,34 @@ def test_a_written_answer_waits_for_a_person(course: Path, release: NotebookNode
     assert marks(course, "ada")["why"] == (None, True)
 
 
+@pytest.mark.parametrize("by", ["nbgrader", "sync"])
+def test_whoever_marked_a_written_answer_looks_again_only_if_it_changed(
+    course: Path, release: NotebookNode, grader: dict[str, Report], by: str
+) -> None:
+    def grade(answer: str) -> None:
+        notebook = answered(release)
+        named(notebook, "why").source = answer
+        nbformat.write(notebook, path)
+        if by == "sync":
+            sync(grader.values(), course=course)
+        else:
+            assert nbgrader(course, "autograde", NAME, "--force") == 0
+
+    path = hand_in(course, "ada", "")
+    grader["ada"] = report("ada")
+    grade("Because.")
+    with Gradebook(directory(course).db_url) as opened:
+        why = opened.find_grade("why", NAME, NAME, "ada")
+        why.manual_score, why.needs_manual_grade = 3.0, False
+        opened.db.commit()
+    grade("Because.")
+    assert marks(course, "ada")["why"] == (None, False)
+    grade("Because of something else.")
+    assert marks(course, "ada")["why"] == (None, True)
+    grade("Because of something else.")
+    assert marks(course, "ada")["why"] == (None, True)  # nobody has looked yet
+
+
 def test_an_exercise_without_hidden_tests_waits_for_a_person(course: Path, release: NotebookNode) -> None:
     hand_in(course, "ada", answered(release))
     sync([report("ada", exercises=report("ada").exercises[:1])], course=course)
