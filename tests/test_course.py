@@ -186,7 +186,7 @@ def mean_pool(x, mask):
     f"autograder/tests/test_{OWN.replace('-', '_')}.py": '''
 
 @pytest.mark.exercise("gap")
-def test_the_gap_is_between_the_two_means(student: Student) -> None:
+def test_the_gap_is_between_the_two_means(student):
     """The mean of the others is taken from the mean of those in the mask."""
     x, mask = normal(6, 2, seed=3), torch.arange(6) < 4
     assert_close(student.gap(x, mask), x[:4].mean(0) - x[4:].mean(0))
