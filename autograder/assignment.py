@@ -19,17 +19,6 @@ TESTS = COURSE / "autograder" / "tests"
 # Where submissions come from, and what becomes of marks: a change there regrades nothing.
 DECIDES_NO_MARK = {"alike", "archives", "cli", "cluster", "collect", "exchange", "exports", "feedback", "formgrader"}
 DECIDES_NO_MARK |= {"gradebook", "hosted", "late", "names", "results", "roster", "story", "translation", "zipcollect"}
-    "exchange",
-    "formgrader",
-    "hosted",
-    "late",
-    "names",
-    "results",
-    "roster",
-    "story",
-    "translation",
-    "zipcollect",
-}
 
 
 class UnknownAssignment(LookupError):
