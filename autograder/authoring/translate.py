@@ -32,7 +32,7 @@ Kind = Literal["prose", "check", "claim", "hint", "message", "mistake", "page"]
 
 # Where the sentences are written that reach a student: a file and its functions.
 SPOKEN = {
-    "autograder/submission.py": ("_bytes", "_cells", "read"),
+    "autograder/submission.py": ("content", "_cells", "read"),
     "autograder/grading.py": ("_borrowed",),
     "autograder/student.py": ("tensor", "_kind", "_non_finite", "_afford", "_missing", "_ask", "grads"),
     "autograder/testing.py": ("gradients", "first_difference"),
