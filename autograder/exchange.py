@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ from nbgrader.utils import check_mode, is_ignored, notebook_hash, parse_utc
 from traitlets import Integer
 
 from autograder import names
+from autograder.feedback import spreadsheet
 from autograder.gradebook import SECRET, GradebookError, arrival, due, no_link, secret
 from autograder.report import clean
 from ichimon.notebook import MAX_BYTES
@@ -68,6 +69,7 @@ class Collect(default.ExchangeCollect):
             ends = due(self.coursedir.assignment_id, self.coursedir)
         except GradebookError as error:
             self.fail(str(error))
+        self.notes: list[tuple[str, str]] = []
         submissions: defaultdict[str, list[Handed]] = defaultdict(list)
         for folder in sorted(inbox.iterdir()):
             with self._told(folder):
@@ -85,9 +87,9 @@ class Collect(default.ExchangeCollect):
         try:
             yield
         except Refused as why:
-            self.log.warning("%s %s It was left alone.", clean(folder.name, 120), why)
+            self._note(folder, f"{why} It was left alone.")
         except OSError as error:
-            self.log.warning("%s could not be read: %s. It was left alone.", clean(folder.name, 120), error.strerror)
+            self._note(folder, f"could not be read: {error.strerror}. It was left alone.")
 
     def _handed(self, folder: Path) -> Handed | None:
         """Whose submission a folder is, by the account that made it; None if it is of another assignment or student."""
@@ -110,10 +112,14 @@ class Collect(default.ExchangeCollect):
         seen = datetime.fromtimestamp(changed, UTC).replace(tzinfo=None)
         if not self.tolerance or abs((told - seen).total_seconds()) <= self.tolerance:
             return Handed(folder, student, told)
-        self.log.warning("%s was last changed at %s UTC: that time counts.", clean(folder.name, 120), f"{seen:%F %T}")
+        self._note(folder, f"was last changed at {seen:%F %T} UTC: that time counts.")
         return Handed(folder, student, seen)
 
+    def _note(self, folder: Path, said: str) -> None:
+        self.notes.append((clean(folder.name, 120), said))
+
     def copy_files(self) -> None:
+        taken = there = 0
         for handed in self.chosen:
             course, assignment = self.coursedir, self.coursedir.assignment_id
             target = Path(course.format_path(course.submitted_directory, handed.student, assignment))
@@ -122,11 +128,13 @@ class Collect(default.ExchangeCollect):
                 before = parse_utc(text) if text else None
                 newer = before is None or (handed.arrived > before if self.update else handed.arrived != before)
                 if target.is_dir() and not ((self.update or self.before_duedate) and newer):
-                    how = "" if self.update else "; --update takes newer ones"
-                    self.log.info("%s of %s is there already%s.", assignment, handed.student, how)
+                    there += 1
                     continue
                 self._take(handed, target)
-                self.log.info("%s of %s is collected.", assignment, handed.student)
+                taken += 1
+        how = "" if self.update or not there else " (--update takes newer ones)"
+        self.log.info("%d submissions are collected, %d were there already%s.", taken, there, how)
+        _tell(self, f"{self.coursedir.assignment_id}-collect", ("submission", "what"), self.notes)
 
     def _take(self, handed: Handed, target: Path) -> None:
         """Copy what counts of a submission, all at once; what it replaces is kept in _build/replaced."""
@@ -225,7 +233,8 @@ class ReleaseFeedback(default.ExchangeReleaseFeedback):
 
     def copy_files(self) -> None:
         course = self.coursedir
-        without = []
+        without: list[str] = []
+        released = 0
         excluded = set(filter(None, course.student_id_exclude.split(",")))
         pattern = Path(course.format_path(course.feedback_directory, "*", course.assignment_id))
         for folder in sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))):
@@ -242,11 +251,20 @@ class ReleaseFeedback(default.ExchangeReleaseFeedback):
             shutil.copyfile(page, partial)
             partial.chmod(0o644)
             partial.replace(to)
-            self.log.info("The feedback of %s on %s is released.", student, course.assignment_id)
-        if without:
-            self.log.warning(
-                "No feedback was released to %s: their work did not come through the exchange.", ", ".join(without)
-            )
+            released += 1
+        self.log.info("The feedback of %d students on %s is released.", released, course.assignment_id)
+        why = "no feedback was released: the work did not come through the exchange"
+        _tell(self, f"{course.assignment_id}-release-feedback", ("student", "what"), [(name, why) for name in without])
+
+
+def _tell(step: default.Exchange, name: str, columns: tuple[str, str], notes: Sequence[tuple[str, str]]) -> None:
+    """What staff should look at, in a file of theirs: names are for no log."""
+    path = Path(step.coursedir.root, "_build", "exchange", f"{name}.csv")
+    path.unlink(missing_ok=True)
+    if notes:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(spreadsheet([columns, *notes]), encoding="utf-8", newline="")
+        step.log.warning("There is something to look at (%d): %s.", len(notes), path)
 
 
 def _student(folder: Path, pattern: Path) -> str:
