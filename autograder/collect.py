@@ -67,11 +67,17 @@ def collect(
 
 
 def outermost(found: Iterable[Found], folder: Path) -> list[Found]:
-    """All that is in a student's folder is theirs, whatever folders they made in it: the outermost says whose it is."""
+    """All that is in a student's folder is theirs, whatever folders they made in it: the outermost says whose it is.
+
+    A clone of a student's repository is called after its login too, which is known already.
+    """
     tops = ((item, item.path.relative_to(folder).parts) for item in found)
-    known = assignments.names()
+    known, name = assignments.names(), folder.absolute().name
     return [
-        replace(item, student=parts[0]) if len(parts) > 1 and parts[0] not in known else item for item, parts in tops
+        replace(item, student=parts[0])
+        if len(parts) > 1 and parts[0] not in known and not submission.login(name, *parts[:-1])
+        else item
+        for item, parts in tops
     ]
 
 

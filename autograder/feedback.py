@@ -185,11 +185,11 @@ def _reading(assignment: str, folder: Path | None, words: Words) -> dict[str, tu
     """exercise -> the heading in the book that explains it, and its address or ""."""
     try:
         cells = assignments.load(assignment).cells
-        course = _course(COURSE)
+        course = _course(assignments.COURSE)
         book = course.settings.book.rstrip("/")
     except (assignments.UnknownAssignment, NotebookError):
         return {}
-    build = COURSE / "_build"
+    build = assignments.COURSE / "_build"
     if not book and folder is not None and folder.resolve().is_relative_to(build) and (build / "html/book").is_dir():
         book = quoted(Path(os.path.relpath(build / "html", folder.resolve())).as_posix())
     return {

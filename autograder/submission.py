@@ -123,8 +123,8 @@ def _placed(file: Path, root: Path) -> Found:
     folders = file.relative_to(root).parts[:-1]
     outer = Path(os.path.abspath(root)).parts
     known = assignments.names()
-    if login := _login(*outer[-1:], *folders):
-        return Found(login, "", file)
+    if cloned_by := login(*outer[-1:], *folders):
+        return Found(cloned_by, "", file)
     for place, name in enumerate(folders):
         if name in known:
             return Found((*outer, *folders)[len(outer) + place - 1], name if place + 1 == len(folders) else "", file)
@@ -133,7 +133,7 @@ def _placed(file: Path, root: Path) -> Found:
     return Found(folders[0] if folders else file.stem, "", file)
 
 
-def _login(*folders: str) -> str:
+def login(*folders: str) -> str:
     """Whose repository it is, where it lies among others as `gh classroom clone student-repos` and `gh teacher
     download` put them: in hello-submissions/hello-octocat or hello_submissions_2026…/hello-octocat. Else "".
 

@@ -281,7 +281,8 @@ def prepare(term: Term) -> None:
     """A clone of the course, as an instructor has one, with a wrong test that nobody has noticed yet."""
     for part in ("autograder", "ichimon", "solutions"):
         shutil.copytree(ROOT / part, term.folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "nbgrader_config.py", term.folder)
+    for part in ("nbgrader_config.py", "requirements.txt"):
+        shutil.copy(ROOT / part, term.folder)
     for part in ("submitted", "exchange", "logs"):
         (term.folder / part).mkdir()
     (term.folder / "exchange").chmod(0o777)

@@ -239,7 +239,8 @@ def ours(tmp_path: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", "test_[0-9]*", "[0-9][0-9]-*", "trained")
     for name in ("autograder", "ichimon"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
-    shutil.copyfile(ROOT / "nbgrader_config.py", tmp_path / "nbgrader_config.py")
+    for name in ("nbgrader_config.py", "requirements.txt"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
     shown = re.findall(
         r"<!-- file: (\S+) -->\n *```python\n(.*?)\n *```",
         (ROOT / "docs/course.md").read_text(encoding="utf-8"),

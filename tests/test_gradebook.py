@@ -28,6 +28,7 @@ from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import ClearSolutions, ComputeChecksums, LockCells
 from nbgrader.server_extensions.formgrader.formgrader import FormgradeExtension
 
+from autograder.course import CourseError
 from autograder.gradebook import (
     GradebookError,
     Held,
@@ -442,7 +443,7 @@ def test_who_is_late_is_in_no_log_of_ours(
 
 def test_what_course_toml_gets_wrong_is_a_sentence(course: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (course / "course.toml").write_text("[late]\nper_day = 1000\n")
-    with pytest.raises(GradebookError, match=r"course\.toml cannot be understood"):
+    with pytest.raises(CourseError, match=r"course\.toml cannot be understood"):
         sync([], course=course)
     hand_in(course, "ada", "{}")
     assert nbgrader(course, "autograde", NAME) != 0

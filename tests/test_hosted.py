@@ -576,7 +576,7 @@ def test_the_hidden_tests_run_from_the_private_repository(repositories: Path, tm
     summary = (tmp_path / "summary.md").read_text()
     assert "## 18.5 of 20 points" in summary
     assert "Row i leaves out column i: a position must see itself too." in summary
-    assert "`cell 3: ValueError: 'x' ::error::forged (line 1 of cell 3)`" in summary
+    assert "`cell 4: ValueError: 'x' ::error::forged (line 1 of cell 4)`" in summary
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ NAME = "02-self-attention"
 NAMES = ("<img src=x onerror=document.title=1>", "[red]9 of 9[blue]", "=HYPERLINK(A1)", "'onclick=alert(1)'", "{{7*7}}")
 TAGS = {
     *("HTML", "HEAD", "META", "TITLE", "STYLE", "BODY", "MAIN", "SECTION", "H1", "H2", "H3", "P", "UL", "LI", "SPAN"),
-    *("STRONG", "BR", "DIV", "PRE", "A", "TABLE", "CAPTION", "THEAD", "TBODY", "TR", "TH", "TD", "SVG", "RECT"),
+    *("STRONG", "BR", "DIV", "PRE", "A", "NAV", "TABLE", "CAPTION", "THEAD", "TBODY", "TR", "TH", "TD", "SVG", "RECT"),
 }
 WHAT_IS_THERE = """() => ({
   tags: [...new Set([...document.querySelectorAll('*')].map(e => e.tagName.toUpperCase()))],

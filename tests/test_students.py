@@ -562,8 +562,8 @@ def beside_the_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "_build/html/book").mkdir(parents=True)
     (tmp_path / f"_build/html/book/{NAME}.html").write_text('<h1 id="no-looking-ahead">There</h1>')
     monkeypatch.setattr(assignments, "COURSE", tmp_path)
-    feedback.write([report()], tmp_path / "_build/feedback")
-    return next(path for path in (tmp_path / "_build/feedback" / NAME).glob("*.html") if path.stem != "class-report")
+    feedback.write([report()], tmp_path / "_build")
+    return next((tmp_path / "_build/feedback").rglob(f"{NAME}.html"))
 
 
 def test_feedback_begins_with_what_to_do_next(browser: Browser, beside_the_book: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Command
 from playwright.sync_api import Browser
 
 from autograder import assignment as assignments
@@ -22,7 +23,6 @@ from autograder.course import Course, CourseError
 from autograder.report import CellRun, ExerciseResult, Outcome, Report, TestResult
 from autograder.translation import TranslationError, Words, catalogue
 from ichimon import notebook
-from tests.conftest import Command
 
 ROOT = assignments.COURSE
 NAME = "02-self-attention"
@@ -231,7 +231,7 @@ def test_without_a_language_a_page_is_in_english(root: Path, tmp_path: Path) -> 
     (root / "course.toml").unlink()
     feedback._words.cache_clear()
     assert '<html lang="en">' in feedback.page(REPORT)
-    assert "✗ failed:" in feedback.page(REPORT)
+    assert "✗</span> failed:" in feedback.page(REPORT)
 
 
 def test_arabic_goes_from_right_to_left_and_fits_a_phone(root: Path, browser: Browser) -> None:

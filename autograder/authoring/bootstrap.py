@@ -16,6 +16,7 @@ from pathlib import Path
 from ichimon import notebook
 
 ROOT = Path(__file__).resolve().parents[2]
+REQUIREMENTS = ROOT / "requirements.txt"
 CALLED = {"sklearn": "scikit-learn"}  # what pip calls it, where Python has another name
 # Colab and JupyterLab fold the code away, the book leaves it out.
 METADATA = {
@@ -93,7 +94,7 @@ def source(cells: Iterable[str], package: str) -> str:
 @functools.cache
 def _pins() -> dict[str, str]:
     """project -> project==version, as requirements.txt has it."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     found = [match for line in lines if (match := re.match(r"([A-Za-z0-9._-]+)==[^\s;]+", line))]
     return {match[1]: match[0] for match in found}
 

@@ -189,7 +189,7 @@ def _own_programs_on_path() -> Iterator[None]:
 
 def _fingerprint(source: Path, course: Course) -> str:
     package = sorted(Path(notebook.__file__).parent.glob("*.py"))  # what it imports decides what is installed
-    ours = (source, Path(__file__), Path(bootstrap.__file__), Path(course_module.__file__), ROOT / "requirements.txt")
+    ours = (source, Path(__file__), Path(bootstrap.__file__), Path(course_module.__file__), bootstrap.REQUIREMENTS)
     parts = [path.read_bytes() for path in (*ours, *package)]
     settings, language = course.settings, course.settings.language
     chosen = (dict(course.points(source.stem)), settings.book, settings.students, language)

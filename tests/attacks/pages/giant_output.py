@@ -4,7 +4,7 @@ from typing import Any
 
 SAYS = r"cut after|printed more"
 POINTS = 0.0
-SHOWN = "<b>" * 40_000 + "x" * 40_000 + "<br>\n" * 4_000
+SHOWN = "<b>" * 30_000 + "x" * 40_000 + "<br>\n" * 4_000
 
 
 def change(notebook: dict[str, Any]) -> None:
