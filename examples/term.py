@@ -290,6 +290,7 @@ def prepare(term: Term) -> None:
         config.write('\nc.CourseDirectory.course_id = "term"\n')
         config.write(f'c.Exchange.root = "{term.folder / "exchange"}"\n')
         config.write("c.ExchangeCollect.check_owner = False  # here one user plays all students\n")
+        config.write("c.Collect.tolerance = 0  # and weeks pass in a minute\n")
         config.write('c.Application.log_format = "%(pathname)s: %(message)s"  # so that a line tells whose it is\n')
     leave_out = sorted(path.stem for path in (ROOT / "solutions").glob("*.py") if path.stem not in POINTS)
     settings = COURSE_TOML.format(leave_out=json.dumps(leave_out), first=FIRST, second=SECOND)
