@@ -179,6 +179,11 @@ def assert_complete(course: Course, run: subprocess.Popen[str], undisturbed: Und
 # -- processes ------------------------------------------------------------------------------------------------------
 
 
+def theirs(processes: set[int]) -> set[int]:
+    """What these started since, as the browser of other tests does when it likes."""
+    return {pid for process in processes for pid in below(process)}
+
+
 @pytest.fixture(autouse=True)
 def orphans_come_to_us(request: pytest.FixtureRequest) -> Iterator[None]:
     """Nothing that a test started is there when it ends, not even what lost its parent."""
@@ -190,7 +195,7 @@ def orphans_come_to_us(request: pytest.FixtureRequest) -> Iterator[None]:
     before = set(below(os.getpid()))
     yield
     deadline = time.monotonic() + 10
-    while (left := set(below(os.getpid())) - before) and time.monotonic() < deadline:
+    while (left := set(below(os.getpid())) - before - theirs(before)) and time.monotonic() < deadline:
         for pid in left:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
