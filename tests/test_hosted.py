@@ -287,6 +287,7 @@ def test_a_students_text_stays_text(graded: dict[str, Any]) -> None:
 
 # What these print as a success is what the thinner jail gives up, or a number: see docs/security.md.
 OTHER_WALLS = {
+    "escape-devices": "there is a folder /dev/mqueue, in which it may not write",
     "escape-links": "it may list /var, as everybody",
     "escape-signals": "it is not process 1, so one of the numbers that it signals is its own",
     "read-files": "there is a folder /autograder, which it may not enter",
