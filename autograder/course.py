@@ -9,6 +9,7 @@ language = "ja"                                     # what of notebooks and feed
 
 book = "https://example.org/ichimon"                # where the built book can be read: notebooks, feedback lead there
 students = "https://github.com/example/students"    # what `make release` made, public; perhaps with /tree/BRANCH
+source = "https://github.com/example/ichimon"       # where the book's own sources are public: its pages link to them
 
 [points."02-self-attention"]                        # instead of what the notebook's author thought
 causal_mask = 2
@@ -53,6 +54,7 @@ class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     late: Late = Late()
     book: str = ""
     students: str = ""
+    source: Annotated[str, msgspec.Meta(pattern=r"\A(https://github\.com/[\w.-]+/[\w.-]+)?\Z")] = ""
 
 
 @dataclass(frozen=True)

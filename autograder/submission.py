@@ -207,7 +207,7 @@ def content(path: Path) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        if path.is_symlink():
+        if error.errno == errno.ELOOP or path.is_symlink():  # the first also if it was one only when it was opened
             raise NotebookError(f"{name} is a symbolic link, not a notebook: hand in the file itself.") from error
         if error.errno == errno.ENXIO:  # a socket
             raise NotebookError(

@@ -123,6 +123,16 @@ def percent(axis: Axis) -> None:
     axis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
+def data(name: str, values: Any) -> None:
+    """Give a page's figure to play with its numbers: plain data, which its script finds under `name`."""
+    import json
+
+    from IPython.display import HTML, display
+
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    display(HTML(f'<script type="application/json" id="{name}-data">{text}</script>'))
+
+
 def crisp() -> None:
     """Draw this notebook's figures as SVG: sharp at every size, and small."""
     from IPython import get_ipython

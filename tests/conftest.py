@@ -15,7 +15,8 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from bs4 import BeautifulSoup
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from autograder import cli  # before torch: it asks for one thread
 from autograder.report import Report
@@ -28,7 +29,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 NIGHTLY = bool(os.environ.get("ICHIMON_NIGHTLY"))  # `make nightly` sets it: more examples, and tests that take long
 
 # The others know our marks and words. Where course.toml changes these, only what follows it can judge.
-FOLLOWS_THE_COURSE = {"book", "build", "capstone", "course", "mutants", "notebooks", "release", "translate", "verify"}
+FOLLOWS_THE_COURSE = {"book", "build", "capstone", "course", "mutants"}
+FOLLOWS_THE_COURSE |= {"notebooks", "reader", "release", "translate", "verify"}
 collect_ignore = [
     path.name
     for path in Path(__file__).parent.glob("test_*.py")
@@ -110,6 +112,32 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def site() -> Path:
+    """The book as `make book` builds it, with -W -n; nothing is built if it is up to date."""
+    build = subprocess.run(["make", "-s", "book"], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert build.returncode == 0, f"The book does not build without warnings:\n{(build.stdout + build.stderr)[-6000:]}"
+    return ROOT / "_build/html"
+
+
+@pytest.fixture(scope="session")
+def pages(site: Path) -> dict[str, BeautifulSoup]:
+    """Every page that a reader can open, parsed; `index.html` only leads to `book/index.html`."""
+    files = [file for file in site.rglob("*.html") if not file.is_relative_to(site / "_static")]
+    named = {file.relative_to(site).as_posix(): file for file in files}
+    return {
+        name: BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser")
+        for name, file in named.items()
+        if name != "index.html"
+    }
+
+
+def opened(browser: Browser, site: Path, name: str, *, width: int = 1280, **context: object) -> Page:
+    page = browser.new_context(viewport={"width": width, "height": 900}, **context).new_page()  # type: ignore[arg-type]
+    page.goto((site / name).as_uri())
+    return page
 
 
 def run_as_ordinary_user(file: str, timeout: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -10,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,14 +28,14 @@ CHANGED = f'leave_out = ["{FIRST}"]\n[points."{SECOND}"]\ncausal_mask = 1.5\natt
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "solutions").mkdir()
     for name in (FIRST, SECOND):
         shutil.copyfile(ROOT / f"solutions/{name}.py", tmp_path / f"solutions/{name}.py")
     monkeypatch.setattr(assignments, "SOLUTIONS", tmp_path / "solutions")
-    assignments.load.cache_clear()
-    yield tmp_path
-    assignments.load.cache_clear()
+    # A memory of its own: what other modules of tests have loaded stays the same object.
+    monkeypatch.setattr(assignments, "load", functools.cache(assignments.load.__wrapped__))
+    return tmp_path
 
 
 def test_without_a_file_nothing_is_changed(root: Path) -> None:
@@ -71,6 +71,7 @@ def test_marks_and_notebooks_follow(root: Path) -> None:
         ("left_out = []", "cannot be understood"),
         ('leave_out = ["77-nothing"]', "names 77-nothing; the chapters are 00-warm-up, 02-self-attention"),
         ('course_id = "../another"', "cannot be understood"),
+        ('source = "https://example.org/ichimon"', "cannot be understood"),
         (f'[points."{SECOND}"]\nsoftmax = 1', "has no exercise softmax; it has causal_mask"),
         (f'[points."{SECOND}"]\ncausal_mask = -1', "are not between 0 and 1,000"),
         (f'[points."{SECOND}"]\ncausal_mask = "two"', "cannot be understood"),

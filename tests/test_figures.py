@@ -1,5 +1,6 @@
 """The figures' hand: light to import, the same each time, and drawn on a card of its own."""
 
+import json
 import subprocess
 import sys
 
@@ -53,3 +54,15 @@ def test_every_colour_stands_out_from_the_card(colour: str) -> None:
 
     contrast = (luminance(figures.CARD) + 0.05) / (luminance(colour) + 0.05)
     assert contrast > 2
+
+
+def test_numbers_for_a_script_are_whole_and_cannot_end_it() -> None:
+    shown: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("IPython.display.display", lambda found: shown.append(found.data))
+        figures.data("routing", {"tokens": ["</script>", "é"], "share": 0.25})
+    start, end = '<script type="application/json" id="routing-data">', "</script>"
+    assert shown[0].startswith(start)
+    assert shown[0].endswith(end)
+    assert end not in shown[0][:-1]
+    assert json.loads(shown[0].removeprefix(start).removesuffix(end)) == {"tokens": [end, "é"], "share": 0.25}

@@ -1,7 +1,6 @@
-// The calculators of chapter 22, as in solutions/22-choosing.py. 
+// The calculators of chapter 22, as in solutions/22-choosing.py.
 "use strict";
-
-(() => {
+{
 const first = (c, ...names) => c[names.find((name) => c[name] != null)];
 const LLAMAS = ["llama", "mistral", "qwen2", "qwen3", "olmo", "mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"];
 
@@ -124,73 +123,5 @@ const energyAndCost = (config, tokens, { peak, mfu, watts, pue, carbon, price, c
   return { flops, device_hours: hours, kwh, kg_co2: kwh * carbon, cost: hours * price };
 };
 
-globalThis.ichimonCalculators = { parameters, flopsPerToken, kvBytes, fits, decodeRoofline, energyAndCost };
-
-const box = document.querySelector(".choosing-figure");
-const data = document.getElementById("choosing-data");
-if (!box || !data) return;
-const { models, devices, words, start } = JSON.parse(data.textContent);
-const make = (parent, tag, more = {}, text = "") => {
-  const element = parent.appendChild(Object.assign(document.createElement(tag), more));
-  element.append(text);
-  return element;
-};
-const form = make(box, "div", { className: "choosing-form", role: "group", ariaLabel: words.caption });
-const field = (name, tag, more) => make(make(form, "label", {}, words[name]), tag, { ...more, name });
-const choice = (name, options) => {
-  const select = field(name, "select", {});
-  for (const option of options) make(select, "option", {}, option);
-  return select;
-};
-const model = choice("model", [...Object.keys(models), words.own]);
-const own = field("config", "textarea", { rows: 6 });
-const device = choice("device", Object.keys(devices));
-const inputs = {};
-for (const [name, value] of Object.entries(start)) {
-  inputs[name] = field(name, "input", { type: "number", min: 0, step: "any", value });
+ichimon.calculators = { parameters, flopsPerToken, kvBytes, fits, decodeRoofline, energyAndCost };
 }
-const table = make(box, "table");
-make(table, "caption", {}, words.caption);
-const body = make(table, "tbody");
-const said = make(box, "p", { role: "status" });
-const number = (value, digits = 3) => value.toLocaleString("en", { maximumSignificantDigits: digits });
-const gib = (bytes) => `${number(bytes / 2 ** 30)} GiB`;
-const show = () => {
-  own.parentElement.hidden = model.value !== words.own;
-  body.replaceChildren();
-  try {
-    const config = model.value === words.own ? JSON.parse(own.value || "{}") : models[model.value];
-    const [{ memory, bandwidth, peak, watts }, v] = [devices[device.value], {}];
-    for (const [name, input] of Object.entries(inputs)) v[name] = Number(input.value);
-    const [total, active] = parameters(config);
-    const room = fits(config, memory, v.context, v.batch, v.weight_bits, v.kv_bits);
-    const step = decodeRoofline(config, v.batch, v.context, bandwidth, peak, v.weight_bits, v.kv_bits);
-    const bill = energyAndCost(config, v.tokens * 1e9, {
-      peak, mfu: v.mfu / 100, watts, pue: v.pue, carbon: v.carbon / 1000, price: v.price,
-    });
-    if (![total, active, room.total, step.bytes].every(Number.isFinite)) throw new Error(words.wrong);
-    const rows = {
-      total: number(total, 15), active: number(active, 15),
-      token: `${number(kvBytes(config, 1, 1, v.kv_bits) / 1024)} KiB`,
-      sum: `${gib(room.weights)} + ${gib(room.cache)} + ${gib(room.activations)} = ${gib(room.total)}`,
-      fits: `${words[room.fits ? "yes" : "no"]}, ${number(room.batch, 15)}`,
-      speed: `${number(step.tokens_per_second)}, ${words[step.bound]}`,
-      hours: number(bill.device_hours), energy: `${number(bill.kwh / 1000)} MWh, ${number(bill.kg_co2 / 1000)} t`,
-      cost: number(bill.cost),
-    };
-    for (const [name, text] of Object.entries(rows)) {
-      const row = make(body, "tr");
-      make(row, "th", { scope: "row" }, words[name]);
-      make(row, "td", {}, text);
-    }
-    said.textContent = `${words.fits}: ${rows.fits}; ${words.speed}: ${rows.speed}`;
-    said.className = "heard";
-  } catch (error) {
-    said.className = "";
-    said.textContent = `${words.wrong} (${error.message})`;
-  }
-};
-form.addEventListener("input", show);
-show();
-box.classList.add("drawn");
-})();
