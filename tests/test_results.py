@@ -37,7 +37,10 @@ def graded(passed: int = 1, sha: str = "1", student: str = "ada", printed: str =
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Iterator[Results]:
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Results]:
+    # The object that `change` changes, even where another module of tests had all assignments loaded anew.
+    load = assignments.load
+    monkeypatch.setattr(assignments, "load", lambda name: ASSIGNMENT if name == NAME else load(name))
     with Results(tmp_path / "results.sqlite") as opened:
         yield opened
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ JAPANESE = translation.words(ROOT, "ja", NAME)
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A course of one chapter, in Japanese."""
     parts = [f"solutions/{NAME}.py", f"autograder/mistakes/{NAME}.py", "autograder/tests/test_02_self_attention.py"]
     parts += ["autograder/feedback.html", "autograder/page.html", "autograder/feedback.py", *translate.SPOKEN]
@@ -42,9 +42,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(assignments, "SOLUTIONS", tmp_path / "solutions")
     monkeypatch.setattr(feedback, "COURSE", tmp_path)
     monkeypatch.setattr(building, "ROOT", tmp_path)
-    assignments.load.cache_clear()
-    yield tmp_path
-    assignments.load.cache_clear()
+    # A memory of its own: what other modules of tests have loaded stays the same object.
+    monkeypatch.setattr(assignments, "load", functools.cache(assignments.load.__wrapped__))
+    return tmp_path
 
 
 def told(
