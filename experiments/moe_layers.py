@@ -4,9 +4,16 @@ Forward and backward in float32 on one thread. Each layer includes its router. T
 top_k · d_hidden hidden units, so each token is multiplied with as many numbers as in its top_k experts; in all rows
 that is seven times d_model, as in Mixtral 8x7B. The number reported is the dense layer's CPU time divided by the MoE
 layer's: 1 means that sending tokens to experts costs nothing. All take turns, and medians are compared.
+
+glibc gives large blocks of memory back to the system when they are freed, so the next step's are fresh pages, which the
+system must find and clear. `memory_kept` is the same arithmetic without that.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import ctypes
+import resource
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -110,8 +117,32 @@ def of_transformers(row: Row, router: Tensor, gate_up: Tensor, down: Tensor) -> 
     return block
 
 
+@contextlib.contextmanager
+def memory_kept() -> Iterator[None]:
+    """What is freed in this block stays with the process, for its next step.
+
+    Afterwards glibc has the limits that its own, growing ones end at. Source: mallopt(3).
+    """
+    trim, mmap_threshold, mmap_max = -1, -3, -4
+    mallopt = ctypes.CDLL(None).mallopt
+
+    def limits(**of: int) -> None:
+        for parameter, value in ((trim, of["trim"]), (mmap_max, of["blocks"]), (mmap_threshold, 32 << 20)):
+            if not mallopt(parameter, value):
+                raise RuntimeError(f"The C library does not take {value} for its parameter {parameter}.")
+
+    limits(trim=-1, blocks=0)
+    try:
+        yield
+    finally:
+        limits(trim=64 << 20, blocks=65536)
+
+
 def measure(row: Row, *, skewed: bool, ways: Sequence[str], repeats: int, seed: int = 0) -> dict[str, Any]:
-    """Speed of each way as a share of the dense layer's. Skewed: expert e is wanted about 1/(e + 1) as often."""
+    """Speed of each way as a share of the dense layer's, and the megabytes of fresh pages in a step of each.
+
+    Skewed: expert e is wanted about 1/(e + 1) as often.
+    """
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(1, row.tokens, row.d_model, generator=draw)
     router = torch.randn(row.n_experts, row.d_model, generator=draw) / row.d_model**0.5
@@ -144,16 +175,21 @@ def measure(row: Row, *, skewed: bool, ways: Sequence[str], repeats: int, seed: 
         if not torch.allclose(output, outputs["ours"], atol=1e-4):
             raise RuntimeError(f"{name} computes something else than ours, so its time would say nothing.")
 
-    def step(function: Callable[[], Tensor]) -> None:
+    faults: dict[str, list[int]] = defaultdict(list)
+
+    def step(name: str) -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for leaf in [*leaves, *block.parameters()]:
             leaf.grad = None
-        function().backward(upstream)
+        forward[name]().backward(upstream)
+        faults[name].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
-    times = interleaved({name: partial(step, function) for name, function in forward.items()}, repeats=repeats)
+    times = interleaved({name: partial(step, name) for name in forward}, repeats=repeats)
     dense = median(times["dense"])
     return {
         **vars(row),
         "dense_d_hidden": hidden,
         "largest_load": load.max().item() / load.float().mean().item(),
         **{name: dense / median(spent) for name, spent in times.items() if name != "dense"},
+        "fresh_megabytes": {name: median(each[1:]) * resource.getpagesize() / 1e6 for name, each in faults.items()},
     }
