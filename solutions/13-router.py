@@ -301,8 +301,8 @@ except NotImplementedError:
 #
 # Three things decide how fast it becomes. `W[e]` for every $e$ makes a gradient as large as all of `W` each time, and
 # `W.unbind()` makes one for all. `x[i]` and `x.index_select(0, i)` give the same rows, and the second one's gradient is
-# cheaper. And a block that stays in the processor's cache costs less than all rows at once. The tests look at the
-# result; the cell below looks at the clock.
+# cheaper. And a block whose memory is used again for the next costs less than fresh memory for all rows at once. The
+# tests look at the result; the cell below looks at the clock.
 
 
 # %% exercise="grouped_experts" section="Six ways to write one layer"
