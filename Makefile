@@ -60,6 +60,10 @@ doctor: $(ENVIRONMENT) jail ## Whether this machine can lock submissions in, lay
 
 # -- for those who write the course -------------------------------------------------------------------------------
 
+.PHONY: new-chapter
+new-chapter: $(ENVIRONMENT) ## The files of a chapter, to be changed: make new-chapter N=90 TOPIC=mean-pooling
+	@python -m autograder.authoring.new_chapter "$(N)-$(TOPIC)"
+
 .PHONY: notebooks
 notebooks: $(ENVIRONMENT) ## solutions/ -> notebooks/, those that changed
 	@python -m autograder.authoring.build

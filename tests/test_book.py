@@ -20,6 +20,8 @@ from bs4 import BeautifulSoup
 from conftest import opened
 from playwright.sync_api import Browser
 
+from autograder.authoring import new_chapter
+
 ROOT = Path(__file__).resolve().parents[1]
 ATTENTION = "book/02-self-attention.html"
 
@@ -146,8 +148,13 @@ def test_every_chapter_says_where_it_stands(pages: dict[str, BeautifulSoup]) -> 
 
 
 def test_a_chapter_of_ones_own_has_a_map_and_pages_lead_to_the_public_sources(tmp_path: Path) -> None:
-    """Two pages in a course with `source` and `leave_out`: one that book/chapters.yml knows, one that it does not."""
-    own, ours = "90-mean-pooling", "02-self-attention"
+    """Two pages in a course with `source` and `leave_out`: one of ours, and what `make new-chapter` writes."""
+    own, ours = "91-pooling", "02-self-attention"
+    number = "{result}`c02_word_sense: seeds.0`\n\n## References\n"
+    pages = {
+        own: new_chapter.files(own)[f"book/{own}.md"].replace("## References\n", number),
+        ours: "# A page\n\n```{map}\nYou need nothing.\n```\n\n" + number,
+    }
     for file in ("book/chapters.yml", "experiments/published.json", "experiments/results/c02_word_sense.json"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / file, tmp_path / file)
@@ -155,8 +162,7 @@ def test_a_chapter_of_ones_own_has_a_map_and_pages_lead_to_the_public_sources(tm
         notebook = json.loads((ROOT / f"notebooks/{ours}/{ours}.ipynb").read_text(encoding="utf-8"))
         (tmp_path / f"notebooks/{name}").mkdir(parents=True)
         (tmp_path / f"notebooks/{name}/{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
-        page = "# A page\n\n```{map}\nYou need nothing.\n```\n\n{result}`c02_word_sense: seeds.0`\n\n## References\n"
-        (tmp_path / f"book/{name}.md").write_text(page, encoding="utf-8")
+        (tmp_path / f"book/{name}.md").write_text(pages[name], encoding="utf-8")
     (tmp_path / "course.toml").write_text(f'leave_out = ["{ours}"]\nsource = "https://github.com/example/ichimon"\n')
     (tmp_path / "index.md").write_text("# All\n\n```{toctree}\n:glob:\n\nbook/*\nnotebooks/*/*\n```\n")
     (tmp_path / "conf.py").write_text(

@@ -5,20 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import runpy
 import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from autograder import assignment as assignments
-from autograder.authoring import release, verify
+from autograder.authoring import new_chapter, release, verify
 from autograder.authoring.build import build
+from autograder.authoring.new_chapter import NewChapterError
 from autograder.course import Course, CourseError
 from ichimon import notebook
 
@@ -165,7 +164,7 @@ def test_a_table_that_tells_other_points_is_named(root: Path) -> None:
     assert told == f"causal_mask is missing from the table at the beginning of {SECOND}."
 
 
-OWN = "90-mean-pooling"
+OWN = "91-pooling"
 ANOTHER = {  # a second exercise, which uses the first, as docs/course.md says
     f"solutions/{OWN}.py": '''
 # %% exercise="gap"
@@ -236,21 +235,16 @@ cli.main()
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Path:
-    """A copy of the course with nothing in it but the chapter that docs/course.md shows, and one exercise more."""
+    """A copy of the course with nothing in it but what `make new-chapter` writes, and one exercise more."""
     ignored = shutil.ignore_patterns("__pycache__", "test_[0-9]*", "[0-9][0-9]-*", "trained")
     for name in ("autograder", "ichimon"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
     for name in ("nbgrader_config.py", "requirements.txt"):
         shutil.copyfile(ROOT / name, tmp_path / name)
-    shown = re.findall(
-        r"<!-- file: (\S+) -->\n *```python\n(.*?)\n *```",
-        (ROOT / "docs/course.md").read_text(encoding="utf-8"),
-        re.DOTALL,
-    )
-    assert {file for file, _ in shown} == set(ANOTHER)
-    for file, text in shown:
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        text = textwrap.dedent(text) + "\n" + ANOTHER[file]
+    written = new_chapter.write(OWN, tmp_path)
+    assert set(written) == {*ANOTHER, f"book/{OWN}.md"}
+    for file, more in ANOTHER.items():
+        text = (tmp_path / file).read_text(encoding="utf-8") + "\n" + more
         row = "# | `mean_pool` | ●○○ | 10 | 2 |\n"
         (tmp_path / file).write_text(text.replace(row, row + "# | `gap` | ●○○ | 5 | 1 |\n"), encoding="utf-8")
     return tmp_path
@@ -272,6 +266,20 @@ def test_a_chapter_of_ones_own_is_built_verified_and_graded(ours: Path) -> None:
     assert {test["outcome"] for test in gap["tests"]} == {"passed"}, "the stand-in keeps the mistake to its exercise"
     assert report["points"] == 1
     assert report["seconds"].keys() == {"", "mean_pool", "gap"}
+
+
+@pytest.mark.parametrize("name", ["pooling", "9-pooling", "91-Pooling", "91-", "91-../x", "-"])
+def test_what_is_no_name_of_a_chapter_is_said(name: str, tmp_path: Path) -> None:
+    with pytest.raises(NewChapterError, match="is no name for a chapter"):
+        new_chapter.write(name, tmp_path)
+
+
+def test_a_new_chapter_is_written_over_nothing(ours: Path) -> None:
+    before = {path: path.read_bytes() for path in ours.rglob("*") if path.is_file()}
+    for name in (OWN, "91-another-one"):
+        with pytest.raises(NewChapterError, match="Take another number"):
+            new_chapter.write(name, ours)
+    assert {path: path.read_bytes() for path in ours.rglob("*") if path.is_file()} == before
 
 
 def test_a_part_of_ones_own_in_the_contents_survives_our_next_version(tmp_path: Path) -> None:
