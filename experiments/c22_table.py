@@ -191,14 +191,16 @@ def serving(c: Any, told: Mapping[str, Any], config: Config) -> dict[str, float]
 
 
 def carbon() -> dict[str, float]:
-    """The same arithmetic on two grids."""
+    """The same arithmetic on two grids; `llama_formula_tonnes` is what the formula of LLaMA's section 6 gives."""
     bloom = published("bloom_tonnes")["value"] / published("bloom_kwh")["value"] * 1e3
     hours, watts = published("llama2_70b_gpu_hours")["value"], published("a100_watts")["value"]
     llama = published("llama2_70b_tonnes")["value"] / (hours * watts / 1e6)
+    grid, pue = published("us_grid")["value"], published("llama_pue")["value"]
     return {
         "bloom_kg_a_kwh": bloom,
         "llama2_70b_kg_a_kwh": llama,
-        "ratio": llama / bloom,
+        "llama_formula_tonnes": hours * watts / 1e6 * pue * grid,
+        "ratio_of_grids": grid / bloom,
         "bloom_watts": published("bloom_kwh")["value"] / published("bloom_gpu_hours")["value"] * 1e3,
     }
 
