@@ -84,10 +84,10 @@ from torch import Tensor
 # `load_balancing_loss(logits, top_k, per="routing")` takes logits of shape `(tokens, n_experts)` and returns the loss
 # as a float32 tensor without dimensions.
 #
-# - A token goes to the `top_k` experts with the highest logits.
+# - A token goes to the `top_k` experts with the highest probabilities in float32.
 # - $P$ is made of all probabilities, as they are: not only those of the chosen experts, and not divided by their sum.
 # - The logits may be as large as ±10⁴. An expert that nobody chose counts with $f_i = 0$.
-# - Where the logits of a token are equal, any choice will do.
+# - Where two probabilities of a token are equal, any choice will do.
 # - The trap: with the wrong $f$ the number is right and the gradient is not, or the other way round.
 
 

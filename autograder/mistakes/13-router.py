@@ -319,6 +319,30 @@ class MoELayer(nn.Module):
         return out.view_as(x)
 
 
+# %% MoELayer: all experts run on all tokens, and where() hides it
+# caught by: test_an_expert_runs_for_its_own_tokens_only
+# says: Every expert computes every token, and what a token did not choose is thrown away: as dear as a dense layer with all experts.
+class MoELayer(nn.Module):
+    def __init__(self, d_model, d_hidden, n_experts, top_k, renormalise=True):
+        super().__init__()
+        self.top_k, self.renormalise = top_k, renormalise
+        self.router = nn.Linear(d_model, n_experts, bias=False)
+        self.gate_up = nn.Parameter(torch.randn(n_experts, 2 * d_hidden, d_model) * 0.02)
+        self.down = nn.Parameter(torch.randn(n_experts, d_model, d_hidden) * 0.02)
+
+    def forward(self, x):
+        flat = x.reshape(-1, x.shape[-1])
+        weights, experts = route(self.router(flat), self.top_k, self.renormalise)
+        out = torch.zeros_like(flat)
+        for e in range(len(self.down)):
+            gate, up = (flat @ self.gate_up[e].T).chunk(2, -1)
+            y = (F.silu(gate) * up) @ self.down[e].T
+            share = (weights * (experts == e)).sum(-1, keepdim=True)
+            out = out + torch.where((experts == e).any(-1, keepdim=True), share * y, 0)
+        return out.view_as(x)
+
+
+
 # %% MoELayer: every expert counts
 # caught by: test_the_layer_matches_mixtrals_block, test_an_expert_runs_for_its_own_tokens_only
 # says: All experts are mixed by their probabilities; only the top_k of a token should be.
@@ -576,6 +600,32 @@ def grouped_experts(x, weights, experts, gate_up, down):
     return torch.einsum("te,ted->td", share, each)
 
 
+# %% grouped_experts: all experts run on all tokens, and where() hides it
+# caught by: test_sorted_experts_run_for_their_own_tokens_only
+# says: Every expert computes every token, and what a token did not choose is thrown away: an expert should compute its own tokens only.
+def grouped_experts(x, weights, experts, gate_up, down):
+    out = torch.zeros_like(x)
+    for e in range(len(down)):
+        gate, up = (x @ gate_up[e].T).chunk(2, -1)
+        y = (F.silu(gate) * up) @ down[e].T
+        share = (weights * (experts == e)).sum(-1, keepdim=True)
+        out = out + torch.where((experts == e).any(-1, keepdim=True), share * y, 0)
+    return out
+
+
+# %% grouped_experts: choices of weight zero are left out
+# caught by: test_gradients_reach_all_four
+# says: A choice whose weight is 0 is left out. It adds nothing, but the weight has a gradient, which may make it another number.
+def grouped_experts(x, weights, experts, gate_up, down):
+    out = torch.zeros_like(x)
+    for e in range(len(down)):
+        token, place = torch.where((experts == e) & (weights != 0))
+        gate, up = (x[token] @ gate_up[e].T).chunk(2, -1)
+        out = out.index_add(0, token, weights[token, place, None] * ((F.silu(gate) * up) @ down[e].T))
+    return out
+
+
+
 # %% grouped_experts: the weights are detached
 # caught by: test_gradients_reach_all_four
 # says: The values are right, but no gradient reaches the weights, so the router would never learn.
@@ -616,6 +666,37 @@ def count_parameters(shapes, top_k, embedding=True):
         elif embedding or "embed_tokens" not in name.split("."):
             active += size
     return total, active
+
+
+# %% count_parameters: "experts" only where transformers has it
+# caught by: test_names_that_look_alike_are_told_apart
+# says: The part experts is looked for in one place of the name; it may stand anywhere between the dots.
+def count_parameters(shapes, top_k, embedding=True):
+    total = active = 0
+    for name, shape in shapes.items():
+        parts = name.split(".")
+        total += math.prod(shape)
+        if "experts" in parts[-2:]:
+            active += top_k * math.prod(shape[1:])
+        elif embedding or "embed_tokens" not in parts:
+            active += math.prod(shape)
+    return total, active
+
+
+# %% count_parameters: "embed_tokens" only before the last dot
+# caught by: test_names_that_look_alike_are_told_apart
+# says: The part embed_tokens is looked for in one place of the name; it may stand anywhere between the dots, the last one too.
+def count_parameters(shapes, top_k, embedding=True):
+    total = active = 0
+    for name, shape in shapes.items():
+        parts = name.split(".")
+        total += math.prod(shape)
+        if "experts" in parts:
+            active += top_k * math.prod(shape[1:])
+        elif embedding or "embed_tokens" not in parts[:-1]:
+            active += math.prod(shape)
+    return total, active
+
 
 
 # %% count_parameters: the embedding leaves the total too

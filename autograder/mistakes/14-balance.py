@@ -175,6 +175,28 @@ def load_balancing_loss(logits, top_k, per="routing"):
     return p.shape[-1] * (f * p.mean(0)).sum()
 
 
+# %% load_balancing_loss: large logits are cut off
+# caught by: test_large_logits_give_a_finite_loss
+# says: Large logits are cut off before the softmax, so that those above the limit become equal: take out the largest instead.
+def load_balancing_loss(logits, top_k, per="routing"):
+    p = logits.float().clamp(-80, 80).softmax(-1)
+    f = F.one_hot(logits.topk(top_k).indices, p.shape[-1]).sum(1).float().mean(0)
+    if per == "routing":
+        f = f / top_k
+    return p.shape[-1] * (f * p.mean(0)).sum()
+
+
+# %% load_balancing_loss: f in the dtype of the logits
+# caught by: test_the_balancing_loss_of_bfloat16_logits_is_float32
+# says: f is rounded to the dtype of the logits; it is float32 whatever they are.
+def load_balancing_loss(logits, top_k, per="routing"):
+    p = logits.float().softmax(-1)
+    f = F.one_hot(p.topk(top_k).indices, p.shape[-1]).sum(1).float().mean(0).to(logits.dtype)
+    if per == "routing":
+        f = f / top_k
+    return p.shape[-1] * (f * p.mean(0)).sum()
+
+
 # %% load_balancing_loss: the number of experts taken from those chosen
 # caught by: test_an_expert_that_nobody_chose_counts_as_zero
 # says: N is the number of experts that somebody chose; it should be the number of all experts.
@@ -264,6 +286,14 @@ def router_z_loss(logits):
 # says: exp overflows for large logits: use logsumexp, which takes out the largest first.
 def router_z_loss(logits):
     return logits.float().exp().sum(-1).log().square().mean()
+
+
+# %% router_z_loss: the largest logit of all is taken out
+# caught by: test_the_z_loss_of_large_logits_is_finite
+# says: The largest logit of all tokens is taken out, and a token far below it loses everything: each has its own largest.
+def router_z_loss(logits):
+    x = logits.float()
+    return ((x - x.max()).exp().sum(-1).log() + x.max()).square().mean()
 
 
 # %% router_z_loss: in bfloat16
@@ -372,6 +402,67 @@ def with_capacity(weights, experts, n_experts, capacity_factor, priority="positi
     if priority == "weight":
         queue = weights.flatten().argsort(descending=True, stable=True)
     arrivals = F.one_hot(experts.flatten()[queue], n_experts)
+    kept = torch.empty_like(queue, dtype=torch.bool)
+    kept[queue] = (arrivals.cumsum(0) * arrivals).sum(-1) <= capacity
+    kept = kept.view_as(experts)
+    return weights * kept, kept
+
+
+# %% with_capacity: of equal weights the first choices come first
+# caught by: test_equal_weights_are_served_in_the_order_of_the_tokens
+# says: Of equal weights all first columns are served before any second one; the earlier token comes first, with all its columns.
+def with_capacity(weights, experts, n_experts, capacity_factor, priority="position"):
+    capacity = math.ceil(capacity_factor * experts.numel() / n_experts)
+    queue = torch.arange(experts.numel())
+    if priority == "weight":
+        queue = torch.arange(experts.numel()).view_as(experts).T.flatten()
+        queue = queue[weights.flatten()[queue].argsort(descending=True, stable=True)]
+    arrivals = F.one_hot(experts.flatten()[queue], n_experts)
+    kept = torch.empty_like(queue, dtype=torch.bool)
+    kept[queue] = (arrivals.cumsum(0) * arrivals).sum(-1) <= capacity
+    kept = kept.view_as(experts)
+    return weights * kept, kept
+
+
+# %% with_capacity: a little less weight for later tokens instead of a stable sort
+# caught by: test_places_go_to_the_larger_weights
+# says: A little is taken off the weights of later tokens, which reorders weights that hardly differ: sort stably instead.
+def with_capacity(weights, experts, n_experts, capacity_factor, priority="position"):
+    capacity = math.ceil(capacity_factor * experts.numel() / n_experts)
+    queue = torch.arange(experts.numel())
+    if priority == "weight":
+        queue = (weights.flatten() - 1e-6 * queue).argsort(descending=True, stable=True)
+    arrivals = F.one_hot(experts.flatten()[queue], n_experts)
+    kept = torch.empty_like(queue, dtype=torch.bool)
+    kept[queue] = (arrivals.cumsum(0) * arrivals).sum(-1) <= capacity
+    kept = kept.view_as(experts)
+    return weights * kept, kept
+
+
+# %% with_capacity: kept is where a weight is left
+# caught by: test_there_is_room_for_every_choice_and_not_only_the_first
+# says: kept is False for a weight of 0 that has a place: kept is about places, not about weights.
+def with_capacity(weights, experts, n_experts, capacity_factor, priority="position"):
+    capacity = math.ceil(capacity_factor * experts.numel() / n_experts)
+    queue = torch.arange(experts.numel())
+    if priority == "weight":
+        queue = weights.flatten().argsort(descending=True, stable=True)
+    arrivals = F.one_hot(experts.flatten()[queue], n_experts)
+    kept = torch.empty_like(queue, dtype=torch.bool)
+    kept[queue] = (arrivals.cumsum(0) * arrivals).sum(-1) <= capacity
+    kept = kept.view_as(experts)
+    return weights * kept, weights * kept != 0
+
+
+# %% with_capacity: places counted in the dtype of the weights
+# caught by: test_what_goes_in_keeps_its_dtype_and_its_values
+# says: The places are counted in the dtype of the weights, and bfloat16 cannot count beyond 256: count in whole numbers.
+def with_capacity(weights, experts, n_experts, capacity_factor, priority="position"):
+    capacity = math.ceil(capacity_factor * experts.numel() / n_experts)
+    queue = torch.arange(experts.numel())
+    if priority == "weight":
+        queue = weights.flatten().argsort(descending=True, stable=True)
+    arrivals = F.one_hot(experts.flatten()[queue], n_experts).to(weights.dtype)
     kept = torch.empty_like(queue, dtype=torch.bool)
     kept[queue] = (arrivals.cumsum(0) * arrivals).sum(-1) <= capacity
     kept = kept.view_as(experts)
@@ -727,6 +818,37 @@ def bias_update(bias, experts, rate):
     return bias + rate * (load[load > 0].mean() - load).sign()
 
 
+# %% bias_update: shares of the load
+# caught by: test_an_expert_with_exactly_the_mean_load_stays
+# says: The loads are divided by their sum before they are compared, and rounding moves experts with the mean load: compare counts.
+def route_with_bias(logits, bias, top_k):
+    p = logits.float().softmax(-1)
+    experts = (p + bias).topk(top_k).indices
+    weights = p.gather(-1, experts)
+    return (weights / weights.sum(-1, keepdim=True)).to(logits.dtype), experts
+
+
+def bias_update(bias, experts, rate):
+    load = F.one_hot(experts, len(bias)).sum((0, 1)).float()
+    load = load / load.sum()
+    return bias + rate * (load.mean() - load).sign()
+
+
+# %% bias_update: a large epsilon in the denominator
+# caught by: test_the_bias_is_not_in_the_weights
+# says: Something is added to the sum of the chosen probabilities, which counts where all of them are small.
+def route_with_bias(logits, bias, top_k):
+    p = logits.float().softmax(-1)
+    experts = (p + bias).topk(top_k).indices
+    weights = p.gather(-1, experts)
+    return (weights / (weights.sum(-1, keepdim=True) + 1e-6)).to(logits.dtype), experts
+
+
+def bias_update(bias, experts, rate):
+    load = F.one_hot(experts, len(bias)).sum((0, 1)).float()
+    return bias + rate * (load.mean() - load).sign()
+
+
 # %% bias_update: the old bias is changed in place
 # caught by: test_the_old_bias_stays_as_it_was
 # says: The bias that came in was changed in place: return a new tensor.
@@ -817,6 +939,28 @@ def hash_route(ids, counts, n_experts):
     for token in counts.argsort(stable=True).flip(0).tolist():
         table[token] = expert = total.index(min(total))
         total[expert] += int(counts[token])
+    return torch.ones(len(ids), 1), table[ids, None]
+
+
+# %% hash_route: the last of equal experts
+# caught by: test_equal_counts_go_by_the_smaller_number
+# says: Of experts with the same total the one with the larger number gets the id; it should be the smaller.
+def hash_route(ids, counts, n_experts):
+    table, total = torch.zeros_like(counts), [0] * n_experts
+    for token in counts.argsort(descending=True, stable=True).tolist():
+        table[token] = expert = max(range(n_experts), key=lambda i: (-total[i], i))
+        total[expert] += int(counts[token])
+    return torch.ones(len(ids), 1), table[ids, None]
+
+
+# %% hash_route: totals in float32
+# caught by: test_ids_are_dealt_out_commonest_first
+# says: The totals are float32, which cannot tell large counts apart: add whole numbers.
+def hash_route(ids, counts, n_experts):
+    table, total = torch.zeros_like(counts), torch.zeros(n_experts)
+    for token in counts.argsort(descending=True, stable=True).tolist():
+        table[token] = expert = total.argmin()
+        total[expert] += counts[token]
     return torch.ones(len(ids), 1), table[ids, None]
 
 

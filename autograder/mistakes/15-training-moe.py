@@ -323,6 +323,47 @@ def load_state(state, model, optimiser, schedule, generators):
     return state["step"] + 1
 
 
+# %% load_state: generators in the order of the state
+# caught by: test_every_generator_is_set
+# says: The generators are set in the order in which they stand in the state: go by their names.
+def load_state(state, model, optimiser, schedule, generators):
+    ours = {name: value.shape for name, value in model.state_dict().items()}
+    theirs = {name: value.shape for name, value in state["model"].items()}
+    for name in ours | theirs:
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(f"{name} does not fit")
+    for name in generators.keys() ^ state["generators"].keys():
+        raise ValueError(f"the generator {name} is not on both sides")
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
+    schedule.load_state_dict(copy.deepcopy(state["schedule"]))
+    for generator, kept in zip(generators.values(), state["generators"].values(), strict=True):
+        generator.set_state(kept)
+    torch.set_rng_state(state["torch"])
+    return state["step"]
+
+
+# %% load_state: buffers are not compared
+# caught by: test_another_shape_is_refused
+# says: Only the shapes of parameters are compared: a buffer that does not fit is found too late, and by PyTorch.
+def load_state(state, model, optimiser, schedule, generators):
+    ours = {name: value.shape for name, value in model.state_dict().items()}
+    theirs = {name: value.shape for name, value in state["model"].items()}
+    learnt = {name for name, _ in model.named_parameters()}
+    for name in ours | theirs:
+        if (name in learnt or name not in ours or name not in theirs) and ours.get(name) != theirs.get(name):
+            raise ValueError(f"{name} does not fit")
+    for name in generators.keys() ^ state["generators"].keys():
+        raise ValueError(f"the generator {name} is not on both sides")
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
+    schedule.load_state_dict(copy.deepcopy(state["schedule"]))
+    for name, generator in generators.items():
+        generator.set_state(state["generators"][name])
+    torch.set_rng_state(state["torch"])
+    return state["step"]
+
+
 # %% mutual_information: bits
 # caught by: test_it_is_the_divergence_from_independence, test_a_row_shares_its_whole_entropy_with_its_own_copy
 # says: This is in bits, with a logarithm of base 2: nats are asked for.
@@ -441,6 +482,19 @@ def mutual_information(x, y):
     pairs, count = torch.stack([i, j]).unique(dim=1, return_counts=True)
     p = count.double() / n
     return (p * (p * n * n / (n_x[pairs[0]] * n_y[pairs[1]])).log()).sum().item()
+
+
+# %% mutual_information: labels as float64
+# caught by: test_labels_are_names
+# says: The labels are turned into float64, where neighbours beyond 2⁵³ become one: count whole numbers.
+def mutual_information(x, y):
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} labels and {len(y)} labels")
+    pairs, count = torch.stack([x, y]).double().unique(dim=1, return_counts=True)
+    p = count.double() / len(x)
+    p_x = torch.stack([p[pairs[0] == a].sum() for a in pairs[0]])
+    p_y = torch.stack([p[pairs[1] == b].sum() for b in pairs[1]])
+    return (p * (p / (p_x * p_y)).log()).sum().item()
 
 
 # %% shuffled_null: drawn with replacement

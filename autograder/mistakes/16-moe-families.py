@@ -208,6 +208,38 @@ def route(logits, top_k, family, renormalise=True):
     return weights.to(logits.dtype), experts
 
 
+# %% route: Llama 4 chooses by the sigmoid
+# caught by: test_extreme_logits_give_finite_weights
+# says: llama4_text: the experts are chosen by their sigmoids, of which several are 1 where logits are large: choose by the logits.
+def route(logits, top_k, family, renormalise=True):
+    chosen, experts = logits.float().topk(top_k)
+    if family in ("mixtral", "gpt_oss") or (family == "qwen3_moe" and renormalise):
+        weights = chosen.softmax(-1)
+    elif family in ("qwen3_moe", "switch"):
+        weights = logits.float().softmax(-1).gather(-1, experts)
+    elif family == "llama4_text":
+        weights, experts = logits.float().sigmoid().topk(top_k)
+    else:
+        raise ValueError(f"{family!r} is no family that route knows")
+    return weights.to(logits.dtype), experts
+
+
+# %% route: names that begin alike
+# caught by: test_an_unknown_family_is_a_value_error
+# says: Only the beginning of the family's name is looked at, so that another model of its makers is taken for it.
+def route(logits, top_k, family, renormalise=True):
+    chosen, experts = logits.float().topk(top_k)
+    if family in ("mixtral", "gpt_oss") or (family == "qwen3_moe" and renormalise):
+        weights = chosen.softmax(-1)
+    elif family.startswith("qwen") or family == "switch":
+        weights = logits.float().softmax(-1).gather(-1, experts)
+    elif family.startswith("llama4"):
+        weights = chosen.sigmoid()
+    else:
+        raise ValueError(f"{family!r} is no family that route knows")
+    return weights.to(logits.dtype), experts
+
+
 # %% route_in_groups: the correction weighs too
 # caught by: test_the_correction_chooses_and_does_not_weigh
 # says: The weights are corrected scores: the correction should decide who is chosen and not what they weigh.
@@ -448,6 +480,21 @@ def route_in_groups(logits, correction, top_k, n_groups, top_groups, scale, reno
     weights = scores.gather(-1, experts)
     if renormalise:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return (scale * weights).to(logits.dtype), experts
+
+
+# %% route_in_groups: a larger epsilon
+# caught by: test_scores_of_zero_give_weights_of_zero
+# says: More than 10⁻²⁰ is added to the sum of the scores, which counts where all of them are small.
+def route_in_groups(logits, correction, top_k, n_groups, top_groups, scale, renormalise=True):
+    scores = logits.float().sigmoid()
+    grouped = (scores + correction).unflatten(-1, (n_groups, -1))
+    best = grouped.topk(2).values.sum(-1).topk(top_groups).indices
+    out = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, False)
+    experts = grouped.masked_fill(out[..., None], -math.inf).flatten(-2).topk(top_k).indices
+    weights = scores.gather(-1, experts)
+    if renormalise:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-9)
     return (scale * weights).to(logits.dtype), experts
 
 
@@ -1100,6 +1147,49 @@ class MoELayer(nn.Module):
         else:
             weights, experts = route(logits, c.top_k, c.family, c.renormalise)
         out = torch.zeros_like(tokens) if self.shared is None else c.scale * self.shared(tokens)
+        for e in experts.unique().tolist():
+            token, place = (experts == e).nonzero(as_tuple=True)
+            weight, rows = weights[token, place, None], tokens[token]
+            y = self.expert(e, weight * rows) if c.family == "llama4_text" else weight * self.expert(e, rows)
+            out = out.index_add(0, token, y)
+        return out.view_as(x)
+
+    def expert(self, e, x):
+        if self.config.family != "gpt_oss":
+            gate, up = F.linear(x, self.gate_up[e]).chunk(2, -1)
+            return F.linear(F.silu(gate) * up, self.down[e])
+        gate, up = F.linear(x, self.gate_up[e], self.gate_up_bias[e]).chunk(2, -1)
+        limit = self.config.limit
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        return F.linear((up + 1) * gate * (self.config.alpha * gate).sigmoid(), self.down[e], self.down_bias[e])
+
+
+# %% MoELayer: a shared expert for two families only
+# caught by: test_a_shared_expert_is_there_if_it_has_a_width
+# says: The shared expert is there for two families only: it is there exactly if d_shared is above 0, whatever the family.
+class MoELayer(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        c = self.config = config
+        self.router = nn.Linear(c.d_model, c.n_experts, bias=c.family == "gpt_oss")
+        self.gate_up = nn.Parameter(0.02 * torch.randn(c.n_experts, 2 * c.d_hidden, c.d_model))
+        self.down = nn.Parameter(0.02 * torch.randn(c.n_experts, c.d_model, c.d_hidden))
+        if c.family == "gpt_oss":
+            self.gate_up_bias = nn.Parameter(torch.zeros(c.n_experts, 2 * c.d_hidden))
+            self.down_bias = nn.Parameter(torch.zeros(c.n_experts, c.d_model))
+        if c.family == "deepseek_v3":
+            self.register_buffer("correction", torch.zeros(c.n_experts))
+        self.shared = SwiGLU(c.d_model, c.d_shared) if c.d_shared and c.family in ("deepseek_v3", "llama4_text") else None
+
+    def forward(self, x):
+        c, tokens = self.config, x.flatten(0, 1)
+        logits = self.router(tokens)
+        if c.family == "deepseek_v3":
+            groups = c.top_k, c.n_groups, c.top_groups, c.scale, c.renormalise
+            weights, experts = route_in_groups(logits, self.correction, *groups)
+        else:
+            weights, experts = route(logits, c.top_k, c.family, c.renormalise)
+        out = torch.zeros_like(tokens) if self.shared is None else self.shared(tokens)
         for e in experts.unique().tolist():
             token, place = (experts == e).nonzero(as_tuple=True)
             weight, rows = weights[token, place, None], tokens[token]

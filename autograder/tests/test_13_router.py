@@ -347,6 +347,16 @@ def test_gradients_reach_x_the_experts_and_the_router(student: Student) -> None:
             assert_close(found[name], value, atol=1e-3, rtol=1e-3, claim=claim, name=f"the gradient of {name}")
 
 
+def its_own_only(out: Tensor, expected: Tensor, x: Tensor, theirs: Tensor, claim: str) -> None:
+    """That NaN reaches the rows `theirs` of the result and no other row, nor another row of the gradient of x."""
+    others = "what did not choose it"
+    assert_close(out.detach()[~theirs], expected.detach()[~theirs], claim=claim, name=others)
+    assert out[theirs].isnan().all(), f"{claim}, and a token that chose it does not notice."
+    upstream = torch.where(theirs[..., None], 0.0, normal(*x.shape, seed=1))
+    found, wanted = (gradients(result, upstream, x=x)["x"][~theirs] for result in (out, expected))
+    assert_close(found, wanted, atol=1e-3, rtol=1e-3, claim=claim, name=f"the gradient of {others}")
+
+
 @pytest.mark.exercise("MoELayer", weight=1.5)
 def test_an_expert_runs_for_its_own_tokens_only(student: Student) -> None:
     """An expert whose weights are NaN spoils the tokens that chose it, and no other token."""
@@ -354,12 +364,10 @@ def test_an_expert_runs_for_its_own_tokens_only(student: Student) -> None:
         weights, x = random_weights(8, 6, n_experts, seed=10 * seed), normal(2, 9, 8, seed=seed)
         _, experts = routing(functional.linear(x.flatten(0, 1), weights["router.weight"]), top_k, True)
         theirs = (experts == bad).any(-1).view(2, 9)
-        expected = block(x, weights, top_k)
         broken = {name: value.clone() for name, value in weights.items()}
         broken["gate_up"][bad], broken["down"][bad] = torch.nan, torch.nan
-        out = tensor(loaded(student, broken, top_k)(x), shape=x.shape).detach()
-        assert_close(out[~theirs], expected[~theirs], claim=f"expert {bad} is NaN", name="what did not choose it")
-        assert out[theirs].isnan().all(), f"A token that chose expert {bad}, which is NaN, does not notice."
+        out = tensor(loaded(student, broken, top_k)(x.requires_grad_()), shape=x.shape)
+        its_own_only(out, block(x, weights, top_k), x, theirs, f"expert {bad} is NaN")
 
 
 @pytest.mark.exercise("MoELayer")
@@ -552,10 +560,8 @@ def test_sorted_experts_run_for_their_own_tokens_only(student: Student) -> None:
         broken = tuple(each.clone() for each in layer)
         for each in broken:
             each[bad] = torch.nan
-        out = tensor(student.grouped_experts(x, weights, experts, *broken), shape=x.shape).detach()
-        expected = mixture(x, weights, experts, *layer)
-        assert_close(out[~theirs], expected[~theirs], claim=f"expert {bad} is NaN", name="what did not choose it")
-        assert out[theirs].isnan().all(), f"A token that chose expert {bad}, which is NaN, does not notice."
+        out = tensor(student.grouped_experts(x.requires_grad_(), weights, experts, *broken), shape=x.shape)
+        its_own_only(out, mixture(x, weights, experts, *layer), x, theirs, f"expert {bad} is NaN")
 
 
 @pytest.mark.exercise("grouped_experts", weight=2)
@@ -563,6 +569,7 @@ def test_gradients_reach_all_four(student: Student) -> None:
     """The gradients of x, weights, gate_up and down are those of the plain weighted sum; an idle expert's are zero."""
     for seed, (tokens, n_experts, top_k) in enumerate(((6, 4, 2), (3, 8, 1), (7, 5, 3))):
         weights, experts = some_routing(tokens, n_experts, top_k, seed=seed)
+        weights[1] = 0  # may become another number, so it has a gradient
         gate_up, down = matrices(8, 16, n_experts, seed=seed)
         upstream = normal(tokens, 8, seed=20 + seed)
         leaves = {"x": normal(tokens, 8, seed=seed), "weights": weights, "gate_up": gate_up, "down": down}
@@ -678,11 +685,11 @@ def test_names_that_look_alike_are_told_apart(student: Student) -> None:
         "embed.positions": (9, 3),
     }
     common = 15 + 14 + 4 + 12 + 30 + 3 + 27
-    special = {"layers.0.mlp.experts.down": (4, 3, 5), "experts": (6, 10), "model.embed_tokens.weight": (10, 3)}
-    shapes = always | special
-    total = common + 60 + 60 + 30
-    same_counts(counted(student, shapes, 2), (total, common + 30 + 20 + 30), "names that look alike")
-    same_counts(counted(student, shapes, 2, False), (total, common + 30 + 20), "names that look alike, no embedding")
+    routed = {"layers.0.mlp.experts.down": (4, 3, 5), "experts": (6, 10), "1.experts.down.scale.low": (4, 2)}
+    shapes = always | routed | {"model.embed_tokens.weight": (10, 3), "text.embed_tokens": (5, 3)}
+    total, active = common + 60 + 60 + 8 + 45, common + 30 + 20 + 4
+    same_counts(counted(student, shapes, 2), (total, active + 45), "names that look alike")
+    same_counts(counted(student, shapes, 2, False), (total, active), "names that look alike, no embedding")
 
 
 @pytest.mark.exercise("count_parameters")

@@ -155,6 +155,9 @@ def test_large_logits_give_a_finite_loss(student: Student) -> None:
     found = student.load_balancing_loss(logits, 2)
     grad = gradients(found, torch.ones(()), x=logits)["x"]
     assert grad.isfinite().all(), "The gradient has entries that are NaN or infinite."
+    certain = 1e4 * normal(9, 5, seed=9)  # each token has a probability of 1, so P is f
+    expected = torch.tensor(5 * math.fsum(f * f for f in shares(certain, 1)))
+    assert_close(loss(student, certain, 1), expected, claim="logits of up to 10,000 in no order", name="the loss")
 
 
 @pytest.mark.exercise("load_balancing_loss", weight=0.5)
@@ -174,6 +177,8 @@ def test_the_balancing_loss_of_bfloat16_logits_is_float32(student: Student) -> N
     assert_close(found, switch_loss(logits.float(), 2), claim="bfloat16 logits", name="the loss")
     crowd = torch.tensor([[2.0, 0.5, 0.0]] * 5).bfloat16()  # where bfloat16 rounds the probability far
     assert_close(loss(student, crowd, 1), switch_loss(crowd.float(), 1), claim="bfloat16 logits", name="the loss")
+    uneven = torch.tensor([[2.0, 0.5, 0.0]] * 250 + [[0.5, 2.0, 0.0]] * 51).bfloat16()  # nor does it hold 250/301
+    assert_close(loss(student, uneven, 1), switch_loss(uneven.float(), 1), claim="301 tokens", name="the loss")
 
 
 @pytest.mark.exercise("load_balancing_loss", weight=0.5)
@@ -239,6 +244,9 @@ def test_the_z_loss_of_large_logits_is_finite(student: Student) -> None:
         found = z(student, torch.full((2, 3), value))
         expected = torch.tensor((value + math.log(3)) ** 2)
         assert_close(found, expected, claim=f"logits of {value:g}", name="the loss")
+    mixed = torch.tensor([[1e4] * 3, [-1e4] * 3, [2.0] * 3])
+    expected = (torch.tensor([1e4, -1e4, 2.0]) + math.log(3)).square().mean()
+    assert_close(z(student, mixed), expected, claim="tokens with large and with small logits", name="the loss")
 
 
 @pytest.mark.exercise("router_z_loss")
@@ -324,6 +332,10 @@ def test_places_go_to_the_larger_weights(student: Student) -> None:
         _, kept = limited(student, weights, experts, n_experts, factor, priority="weight")
         claim = f"{n} tokens, {n_experts} experts, top_k {top_k}, factor {factor}, by weight"
         assert_close(kept, expected, claim=claim, name="kept")
+    weights, experts = 0.5 + 1.25e-7 * torch.arange(9.0)[:, None], torch.zeros(9, 1, dtype=torch.int64)
+    _, kept = limited(student, weights, experts, 2, 1.0, priority="weight")
+    claim = "weights that differ in the seventh digit only"
+    assert_close(kept, serve(weights, experts, 5, by_weight=True), claim=claim, name="kept")
 
 
 @pytest.mark.exercise("with_capacity")
@@ -341,7 +353,9 @@ def test_there_is_room_for_every_choice_and_not_only_the_first(student: Student)
     """The capacity grows with top_k: with a factor of 1 a routing that is spread evenly loses nothing."""
     for n_experts, top_k in ((4, 2), (6, 3)):
         experts = torch.stack([(torch.arange(2 * n_experts) + j) % n_experts for j in range(top_k)], -1)
-        _, kept = limited(student, torch.rand(2 * n_experts, top_k), experts, n_experts, 1.0)
+        weights = torch.rand(2 * n_experts, top_k)
+        weights[1] = 0  # a place is a place, whatever the weight
+        _, kept = limited(student, weights, experts, n_experts, 1.0)
         assert kept.all(), (
             f"{n_experts} experts, top_k {top_k}, spread evenly, factor 1: {int((~kept).sum())} are dropped."
         )
@@ -402,6 +416,12 @@ def test_equal_weights_are_served_in_the_order_of_the_tokens(student: Student) -
     weights[[5, 30]] = 0.9
     _, kept = limited(student, weights, experts, 2, 0.5, priority="weight")
     assert_close(kept, serve(weights, experts, 10, by_weight=True), claim="equal weights", name="kept")
+    first = (torch.arange(n) % 2)[:, None]  # every other token has expert 1 in its first column
+    both, weights = torch.cat([first, 1 - first], 1), torch.full((n, 2), 0.5)
+    _, kept = limited(student, weights, both, 2, 0.5, priority="weight")
+    assert_close(
+        kept, serve(weights, both, 20, by_weight=True), claim="equal weights, two experts a token", name="kept"
+    )
 
 
 @pytest.mark.exercise("with_capacity", weight=0.5)
@@ -437,6 +457,9 @@ def test_what_goes_in_keeps_its_dtype_and_its_values(student: Student) -> None:
         assert_close(left, ours * serve(weights, experts, 2), claim=f"{str(dtype)[6:]} weights", name="weights")
         for name, value in {"weights": ours, "experts": experts}.items():
             assert_close(kept[name].get(), value, atol=0, rtol=0, claim="after the call", name=name)
+    many, experts = torch.full((600, 1), 0.5).bfloat16(), torch.zeros(600, 1, dtype=torch.int64)
+    _, served = limited(student, many, experts, 2, 1.0)
+    assert_close(served, serve(many, experts, 300), claim="600 tokens, weights in bfloat16", name="kept")
 
 
 # -- expert_choice --------------------------------------------------------------------------------------------------
@@ -616,6 +639,10 @@ def test_the_bias_is_not_in_the_weights(student: Student) -> None:
         torch.zeros(2, 3).scatter(-1, experts, weights.detach().float()) for weights, experts in (everywhere, nowhere)
     ]
     assert_close(dense[0], dense[1], claim="a bias that changes no choice", name="weights")
+    logits = torch.tensor([[0.0, 12, 1, 2]])  # the bias takes two experts that are hardly wanted
+    weights, experts = biased(student, logits, torch.tensor([2.0, 0, 2, 0]), 2)
+    expected = logits.gather(-1, experts).softmax(-1)
+    assert_close(weights, expected, claim="the chosen have small probabilities", name="weights")
 
 
 @pytest.mark.exercise("bias_update")
@@ -682,6 +709,9 @@ def test_an_expert_with_exactly_the_mean_load_stays(student: Student) -> None:
     found = moved(student, bias, experts, 0.5)
     assert_close(found[[1, 3]], bias[[1, 3]], name="the bias of the experts with the mean load")
     assert_close(found[[0, 2]], torch.tensor([-0.2, 0.7]), name="the bias of the others")
+    experts = torch.tensor([0, 0, *range(2, 12)])[:, None]  # ten of twelve have the mean load, 1
+    found = moved(student, torch.zeros(12), experts, 0.5)
+    assert_close(found[2:], torch.zeros(10), claim="12 experts", name="the bias of the experts with the mean load")
 
 
 @pytest.mark.exercise("bias_update")
@@ -752,11 +782,14 @@ def test_ids_are_dealt_out_commonest_first(student: Student) -> None:
     """From the commonest id to the rarest, each goes to the expert whose ids have the smallest total count so far."""
     for seed, (vocabulary, n_experts) in enumerate(((30, 4), (50, 3), (17, 8))):
         counts = (1 + normal(vocabulary, seed=seed).abs() * 1000).long()  # no two alike
-        ids = torch.arange(vocabulary).flip(0)
+        ids = torch.cat([torch.arange(vocabulary).flip(0), torch.arange(vocabulary // 3)])
         found = hashed(student, ids, counts, n_experts)
         assert_close(
             found, dealt(counts, n_experts)[ids], claim=f"{vocabulary} ids, {n_experts} experts", name="experts"
         )
+    counts = torch.tensor([3_000_000_001, 3_000_000_000, 7, 5, 4, 2])  # of a trillion tokens: float32 loses the last
+    found = hashed(student, torch.arange(6), counts, 2)
+    assert_close(found, dealt(counts, 2), claim="counts of billions", name="experts")
 
 
 @pytest.mark.exercise("hash_route")
@@ -786,7 +819,7 @@ def test_the_training_text_is_shared_out_evenly(student: Student) -> None:
 @pytest.mark.exercise("hash_route")
 def test_equal_counts_go_by_the_smaller_number(student: Student) -> None:
     """Of equally frequent ids the smaller goes first; of experts with the same total the smaller number gets it."""
-    for counts in (torch.full((9,), 4), torch.tensor([2, 5, 2, 5, 5, 2, 2, 5]), zipf(60, seed=8)):
+    for counts in (torch.full((10,), 4), torch.tensor([2, 5, 2, 5, 5, 2, 2, 5]), zipf(60, seed=8)):
         ids = torch.arange(len(counts))
         assert_close(hashed(student, ids, counts, 3), dealt(counts, 3), claim="equal counts", name="experts")
 

@@ -351,6 +351,7 @@ def test_every_generator_is_set(student: Student) -> None:
     whole, run = Trusted(5), student.Run(6)
     whole.train(2)
     state = whole.state(2)
+    state["generators"] = dict(reversed(state["generators"].items()))  # they have names, and no order
     run.train(1)
     student.load_state(state, *parts_of(run))
     for name, generator in run.generators.items():
@@ -386,6 +387,10 @@ def test_another_shape_is_refused(student: Student) -> None:
     state["model"]["0.weight"] = state["model"]["0.weight"].mT.clone()  # as many numbers
     message = refused(partial(student.load_state, state, *parts_of(run)), "A transposed weight")
     assert "0.weight" in message, f"The sentence does not name 0.weight: {message}"
+    state, run = Trusted(1).state(1), student.Run(2)
+    state["model"]["1.running_var"] = torch.ones(6)
+    message = refused(partial(student.load_state, state, *parts_of(run)), "A wrong shape of a buffer")
+    assert "1.running_var" in message, f"The sentence does not name 1.running_var: {message}"
 
 
 @pytest.mark.exercise("load_state")
@@ -507,6 +512,7 @@ def test_labels_are_names(student: Student) -> None:
     check(student, x - 1, y - 1, expected, "with negative labels")
     check(student, x * 10**15 - 7, y, expected, "with labels of 10¹⁵")
     check(student, x, y * 10**9 + 2**60, expected, "with labels of 2⁶⁰")
+    check(student, x + 2**60, y, expected, "with neighbours from 2⁶⁰ on")
     check(student, x * 2**61, y * -(2**61), expected, "with labels up to 2⁶³")
     check(student, 3 * x, 1000 - 7 * y, expected, "with gaps")
 

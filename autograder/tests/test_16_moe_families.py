@@ -213,9 +213,11 @@ def test_extreme_logits_give_finite_weights(student: Student) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, 9999.0], [-1e4, -1e4 + 1, -1e4 - 2, -1e4 - 1], [300.0, 200.0, 100.0, 0.0]])
     for family, renormalise in RULES:
         for top_k in (1, 2, 3):
-            weights, _ = route(student, logits, top_k, family, renormalise)
+            weights, experts = route(student, logits, top_k, family, renormalise)
             expected = weights_of(logits, top_k, family, renormalise)[0]
             assert_close(weights, expected, claim=f"{family}, logits up to 10⁴", name="weights")
+            if family == "llama4_text":  # where the sigmoids of several are 1, or 0
+                assert_close(experts, logits.topk(top_k).indices, claim=f"{family}, logits up to 10⁴", name="experts")
 
 
 @pytest.mark.exercise("route")
@@ -249,7 +251,7 @@ def test_an_unknown_family_is_a_value_error(student: Student) -> None:
     for family, renormalise in RULES:
         weights, _ = route(student, logits, 2, family, renormalise)
         assert_close(weights, weights_of(logits, 2, family, renormalise)[0], claim=family, name="weights")
-    for family in ("deepseek_v3", "Mixtral", ""):
+    for family in ("deepseek_v3", "Mixtral", "llama4", "qwen2_moe", ""):
         try:
             student.route(logits, 2, family)
         except ValueError:
@@ -352,10 +354,11 @@ def test_the_scale_multiplies_every_weight(student: Student) -> None:
 @pytest.mark.exercise("route_in_groups", weight=0.5)
 def test_scores_of_zero_give_weights_of_zero(student: Student) -> None:
     """Logits of −10⁴ have scores of 0; dividing by their sum plus 10⁻²⁰ gives 0, not NaN. Large ones are finite."""
-    logits = torch.cat((torch.full((2, 8), -1e4), torch.full((1, 8), 1e4), 2 * normal(2, 8, seed=1)))
+    tiny = 2 * normal(2, 8, seed=2) - 25  # scores far below any other epsilon
+    logits = torch.cat((torch.full((2, 8), -1e4), torch.full((1, 8), 1e4), 2 * normal(2, 8, seed=1), tiny))
     args = (torch.linspace(-1, 1, 8), 3, 4, 2, 2.5)
     found = in_groups(student, logits, *args)
-    assert_close(found, shares_in_groups(logits, *args), claim="logits of ±10⁴", name="the weight of every expert")
+    assert_close(found, shares_in_groups(logits, *args), claim="far from zero", name="the weight of every expert")
 
 
 @pytest.mark.exercise("route_in_groups")
@@ -662,6 +665,7 @@ def test_a_shared_expert_is_there_if_it_has_a_width(student: Student) -> None:
     check_layer(student, "deepseek_v3", d_shared=0)
     check_layer(student, "llama4_text", d_shared=0)
     check_layer(student, "deepseek_v3", d_shared=3)
+    check_layer(student, "mixtral", d_shared=3)
 
 
 @pytest.mark.exercise("MoELayer", weight=0.5)
