@@ -394,8 +394,8 @@ except NotImplementedError:
 # - `held()`: the numbers of the experts in the cache, a list, the least recently used first.
 # - `hits` and `misses`: ints, how many calls of `fetch` found their expert in the cache, and how many did not.
 #
-# - At most `capacity` experts are held at any moment, also while `load` runs: make room first, then load. And no expert
-#   makes room before the cache is full.
+# - At most `capacity` experts are held at any moment, also while `load` runs: make room first, then load. As long as a
+#   name stands for an expert's weights, they stay in memory. And no expert makes room before the cache is full.
 # - Asking is using: an expert that was just found is the last to go.
 # - If `capacity` is below 1, creating the cache raises a `ValueError` whose sentence names the number.
 # - `load` takes one int and may return anything.
@@ -461,6 +461,32 @@ assert cache.held() == [3, 0], f"Expert 1 should make room for expert 0; the cac
 print("The visible checks of ExpertCache pass.")
 
 # %% stand_in="ExpertCache"
+import weakref  # noqa: E402
+
+
+class Lent:
+    """The weights of an expert, which can be counted as long as anybody holds them."""
+
+
+class Lender:
+    """A load that notes how much of what it gave is still in memory when it is called again."""
+
+    def __init__(self):
+        self.given, self.last, self.most, self.same = weakref.WeakSet(), {}, 0, True
+
+    def __call__(self, expert):
+        self.most = max(self.most, len(self.given))
+        lent = Lent()
+        self.given.add(lent)
+        self.last[expert] = weakref.ref(lent)
+        return lent
+
+    def serve(self, cache, asked):
+        for expert in asked:
+            self.same &= cache.fetch(expert) is self.last[expert]()
+
+    def noted(self):
+        return self.most, self.same
 
 
 class Watcher:

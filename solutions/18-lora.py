@@ -96,9 +96,9 @@ DYNAMIC = dynamic_map()
 # Its state dict therefore holds `lora_A`, `lora_B`, `linear.weight` and, where the layer has a bias, `linear.bias`.
 #
 # - `forward(x)` takes `x` of shape `(..., in_features)` and returns `(..., out_features)`. No dropout.
-# - `merge()` adds $\frac{\alpha}{r}BA$ to `linear.weight` **in place**: it stays the same tensor. From then on
-#   `forward` computes with that weight alone, so that it costs no more than before LoRA, and gives the same result
-#   within rounding.
+# - `merge()` adds $\frac{\alpha}{r}BA$ to `linear.weight` **in place**: it stays the same tensor, in the same memory.
+#   From then on `forward` computes with that weight alone, so that it costs no more than before LoRA, and gives the
+#   same result within rounding.
 # - `unmerge()` takes it off again. `merge()` on a merged layer and `unmerge()` on one that is not change nothing.
 # - `lora_A` and `lora_B` have the dtype of the layer's weight. `alpha` may be any positive number, also a float.
 # - A `rank` below 1 raises a `ValueError` whose sentence names it.
@@ -177,10 +177,10 @@ class GivenLinear(torch.nn.Linear):
 
     def __init__(self, in_features, out_features, bias=True, dtype=torch.float32):
         super().__init__(in_features, out_features, bias=bias, dtype=dtype)
-        self.first = (self.weight,)
+        self.first = (self.weight, self.weight.data_ptr())
 
     def same_weight(self):
-        return self.weight is self.first[0]
+        return self.weight is self.first[0] and self.weight.data_ptr() == self.first[1]
 
 
 # %% see="LoRALinear"

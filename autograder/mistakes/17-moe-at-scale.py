@@ -253,6 +253,40 @@ def expert_parallel_forward(x, weights, experts, gate_up, down, world, all_to_al
     return torch.zeros_like(x).index_add(0, order // experts.shape[1], back)
 
 
+# %% expert_parallel_forward: nothing to do, nothing to say
+# caught by: test_there_are_three_exchanges
+# says: A rank that neither sends nor gets a row leaves out the last two exchanges, and the others wait for it.
+def expert_parallel_forward(x, weights, experts, gate_up, down, world, all_to_all):
+    order, counts = dispatch_plan(experts, len(gate_up) * world, world)
+    coming = all_to_all(counts, [1] * world, [1] * world)
+    send, receive = counts.sum(1).tolist(), coming.sum(1).tolist()
+    if sum(send) + sum(receive) == 0:
+        return torch.zeros_like(x)
+    rows = all_to_all(x[order // experts.shape[1]], send, receive)
+    owner = torch.arange(len(gate_up)).repeat(world).repeat_interleave(coming.flatten())
+    results = torch.empty_like(rows)
+    for i in range(len(gate_up)):
+        results[owner == i] = one_expert(rows[owner == i], gate_up[i], down[i])
+    back = all_to_all(results, receive, send) * weights.flatten()[order, None]
+    return torch.zeros_like(x).index_add(0, order // experts.shape[1], back)
+
+
+# %% expert_parallel_forward: float64 goes through float32
+# caught by: test_the_dtype_is_kept_on_every_way
+# says: The results are kept in float32 on the way, so float64 comes out with half of its digits.
+def expert_parallel_forward(x, weights, experts, gate_up, down, world, all_to_all):
+    order, counts = dispatch_plan(experts, len(gate_up) * world, world)
+    coming = all_to_all(counts, [1] * world, [1] * world)
+    send, receive = counts.sum(1).tolist(), coming.sum(1).tolist()
+    rows = all_to_all(x[order // experts.shape[1]], send, receive)
+    owner = torch.arange(len(gate_up)).repeat(world).repeat_interleave(coming.flatten())
+    results = torch.empty(rows.shape)
+    for i in range(len(gate_up)):
+        results[owner == i] = one_expert(rows[owner == i], gate_up[i], down[i]).float()
+    back = all_to_all(results.to(x.dtype), receive, send) * weights.flatten()[order, None]
+    return torch.zeros_like(x).index_add(0, order // experts.shape[1], back)
+
+
 # %% ExpertCache: first in, first out
 # caught by: test_asking_is_using, test_the_least_recently_used_makes_room, test_only_what_is_missing_is_loaded
 # says: The expert that was loaded first makes room, even if it was used a moment ago: asking is using.
@@ -367,6 +401,85 @@ class ExpertCache:
             if len(self.experts) > self.capacity:
                 self.experts.popitem(last=False)
         return self.experts[expert]
+
+    def held(self):
+        return list(self.experts)
+
+
+# %% ExpertCache: a name for who makes room
+# caught by: test_room_is_made_before_the_expert_is_loaded
+# says: The old weights are out of the cache and have a name in fetch: they stay in memory until fetch is done.
+class ExpertCache:
+    def __init__(self, load, capacity):
+        if capacity < 1:
+            raise ValueError(f"capacity is {capacity}")
+        self.load, self.capacity, self.hits, self.misses, self.experts = load, capacity, 0, 0, OrderedDict()
+
+    def fetch(self, expert):
+        if expert in self.experts:
+            self.hits += 1
+            self.experts.move_to_end(expert)
+        else:
+            self.misses += 1
+            if len(self.experts) == self.capacity:
+                _, old = self.experts.popitem(last=False)
+            self.experts[expert] = self.load(expert)
+        return self.experts[expert]
+
+    def held(self):
+        return list(self.experts)
+
+
+# %% ExpertCache: Python's own cache
+# caught by: test_room_is_made_before_the_expert_is_loaded
+# says: functools.lru_cache loads before it makes room, so that for a moment one expert too many is in memory.
+import functools
+
+
+class ExpertCache:
+    def __init__(self, load, capacity):
+        if capacity < 1:
+            raise ValueError(f"capacity is {capacity}")
+        self.cached, self.capacity, self.order = functools.lru_cache(capacity)(load), capacity, []
+
+    def fetch(self, expert):
+        self.order = [*(other for other in self.order if other != expert), expert][-self.capacity :]
+        return self.cached(expert)
+
+    def held(self):
+        return list(self.order)
+
+    @property
+    def hits(self):
+        return self.cached.cache_info().hits
+
+    @property
+    def misses(self):
+        return self.cached.cache_info().misses
+
+
+# %% ExpertCache: a copy each time
+# caught by: test_fetch_gives_what_load_gave
+# says: fetch gives a copy of the weights, so that an expert that is used takes its place twice.
+import copy
+
+
+class ExpertCache:
+    def __init__(self, load, capacity):
+        if capacity < 1:
+            raise ValueError(f"capacity is {capacity}")
+        self.load, self.capacity, self.hits, self.misses, self.experts = load, capacity, 0, 0, OrderedDict()
+
+    def fetch(self, expert):
+        if expert in self.experts:
+            self.hits += 1
+            self.experts.move_to_end(expert)
+        else:
+            self.misses += 1
+            if len(self.experts) == self.capacity:
+                self.experts.popitem(last=False)
+            self.experts[expert] = self.load(expert)
+        return copy.deepcopy(self.experts[expert])
 
     def held(self):
         return list(self.experts)
@@ -680,6 +793,19 @@ def top_p_route(logits, p):
     s, i = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
     s = s * (s.cumsum(-1) - s < p)
     return torch.zeros_like(s).scatter(-1, i, s / s.sum(-1, keepdim=True))
+
+
+# %% top_p_route: equals go together
+# caught by: test_to_reach_p_exactly_is_enough
+# says: All experts as likely as the last one are chosen with it; of equals only as many as are needed belong to the set.
+def top_p_route(logits, p):
+    if not 0 < p <= 1:
+        raise ValueError(f"p is {p}")
+    probabilities = logits.float().softmax(-1)
+    ordered = probabilities.sort(-1, descending=True).values
+    last = ordered.masked_fill(ordered.cumsum(-1) - ordered >= p, 2).amin(-1, keepdim=True)
+    chosen = probabilities.masked_fill(probabilities < last, 0)
+    return (chosen / chosen.sum(-1, keepdim=True)).to(logits.dtype)
 
 
 # %% add_expert: the newcomer is open to all

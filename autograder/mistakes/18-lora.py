@@ -340,6 +340,62 @@ class LoRALinear(nn.Module):
             self.merged = False
 
 
+# %% LoRALinear: alpha is divided to a whole number
+# caught by: test_the_correction_is_alpha_over_r_times_b_a_x, test_alpha_is_divided_by_the_rank
+# says: alpha // rank is a whole number, and 0 where alpha is below the rank: divide with /.
+class LoRALinear(nn.Module):
+    def __init__(self, linear, rank, alpha):
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"the rank is {rank}")
+        self.linear, self.scale, self.merged = linear.requires_grad_(False), alpha // rank, False
+        weight = linear.weight
+        self.lora_A = nn.Parameter(torch.randn(rank, weight.shape[1], dtype=weight.dtype))
+        self.lora_B = nn.Parameter(torch.zeros(weight.shape[0], rank, dtype=weight.dtype))
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y if self.merged else y + self.scale * (x @ self.lora_A.T @ self.lora_B.T)
+
+    def merge(self):
+        if not self.merged:
+            self.linear.weight.data += self.scale * self.lora_B.data @ self.lora_A.data
+            self.merged = True
+
+    def unmerge(self):
+        if self.merged:
+            self.linear.weight.data -= self.scale * self.lora_B.data @ self.lora_A.data
+            self.merged = False
+
+
+# %% LoRALinear: merging moves the weight
+# caught by: test_merging_adds_the_correction_to_the_weight_in_place, test_unmerging_takes_the_correction_off_again
+# says: merge() computes the sum in new memory and hangs it into the parameter: that is room for a second weight, and a view of the first does not notice. Use += or add_.
+class LoRALinear(nn.Module):
+    def __init__(self, linear, rank, alpha):
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"the rank is {rank}")
+        self.linear, self.scale, self.merged = linear.requires_grad_(False), alpha / rank, False
+        weight = linear.weight
+        self.lora_A = nn.Parameter(torch.randn(rank, weight.shape[1], dtype=weight.dtype))
+        self.lora_B = nn.Parameter(torch.zeros(weight.shape[0], rank, dtype=weight.dtype))
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y if self.merged else y + self.scale * (x @ self.lora_A.T @ self.lora_B.T)
+
+    def merge(self):
+        if not self.merged:
+            self.linear.weight.data = self.linear.weight.data + self.scale * self.lora_B.data @ self.lora_A.data
+            self.merged = True
+
+    def unmerge(self):
+        if self.merged:
+            self.linear.weight.data = self.linear.weight.data - self.scale * self.lora_B.data @ self.lora_A.data
+            self.merged = False
+
+
 # %% LoRALinear: merging forgets the scale
 # caught by: test_merging_adds_the_correction_to_the_weight_in_place, test_a_merged_layer_gives_the_same_result
 # says: merge() adds B A without α / r.
@@ -1693,6 +1749,21 @@ def double_quantize(absmax, block=256):
 def double_dequantize(codes, scales, mean, block=256):
     rows = scales.repeat_interleave(block)[: len(codes)]
     return DYNAMIC[codes.long()] / (1 / rows) * (rows / rows) + mean
+
+
+# %% double_quantize: a small number is added to the scale
+# caught by: test_numbers_may_be_small
+# says: A small number is added to the scale before dividing: it is not small beside numbers that are small themselves.
+def double_quantize(absmax, block=256):
+    mean = absmax.mean()
+    blocks = F.pad(absmax - mean, (0, -len(absmax) % block)).view(-1, block)
+    scales = blocks.abs().amax(-1)
+    codes = torch.bucketize(blocks / (scales[:, None] + 1e-6), (DYNAMIC[1:] + DYNAMIC[:-1]) / 2)
+    return codes.flatten()[: len(absmax)].to(torch.uint8), scales, mean
+
+
+def double_dequantize(codes, scales, mean, block=256):
+    return DYNAMIC[codes.long()] * scales.repeat_interleave(block)[: len(codes)] + mean
 
 
 # %% QLoRALinear: the given layer is kept

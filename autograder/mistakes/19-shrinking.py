@@ -845,3 +845,14 @@ def fake_quantize(x, scale, bits=8):
     top = 2 ** (bits - 1) - 1
     rounded = (x.detach().float() / scale.detach()).round()
     return rounded.clamp(-top, top) * scale.detach() + (x - x.detach()) * (rounded.abs() <= top)
+
+
+# %% fake_quantize: x is added and taken off again
+# caught by: test_the_result_has_the_dtype_of_x
+# says: value + x − x.detach() rounds the first sum, in bfloat16 by a whole step of that type: what is added should be 0 by itself.
+def fake_quantize(x, scale, bits=8):
+    top = 2 ** (bits - 1) - 1
+    rounded = (x.detach().float() / scale.detach()).round()
+    value = (rounded.clamp(-top, top) * scale.detach()).to(x.dtype)
+    passed = x * (rounded.abs() <= top)
+    return value + passed - passed.detach()

@@ -96,6 +96,22 @@ def unpatchify(patches, patch, height, width):
     return x.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, height, width)
 
 
+# %% patchify: the areas are divided
+# caught by: test_patches_that_do_not_fit_are_refused
+# says: The number of pixels is divided by that of a patch: 8 · 6 has room for three of 4 · 4, and they do not fit.
+def patchify(images, patch):
+    if images.shape[2] * images.shape[3] % patch**2:
+        raise ValueError(f"{patch} does not fit {images.shape[2]}, {images.shape[3]}")
+    x = images.unfold(2, patch, patch).unfold(3, patch, patch)
+    return x.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+
+def unpatchify(patches, patch, height, width):
+    b = len(patches)
+    x = patches.reshape(b, height // patch, width // patch, -1, patch, patch)
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, height, width)
+
+
 # %% patchify: PyTorch's unfold, with its columns
 # caught by: test_an_image_becomes_its_squares_in_reading_order
 # says: F.unfold puts each patch into a column: the last two dimensions are still to be exchanged.
@@ -107,6 +123,19 @@ def patchify(images, patch):
 
 def unpatchify(patches, patch, height, width):
     return F.fold(patches, (height, width), patch, stride=patch)
+
+
+# %% patchify: by way of float32
+# caught by: test_cutting_keeps_dtype_and_gradient
+# says: The pixels become float32 on the way, which not every number survives: cutting computes nothing.
+def patchify(images, patch):
+    if images.shape[2] % patch or images.shape[3] % patch:
+        raise ValueError(f"{tuple(images.shape[2:])} pixels do not fit patches of {patch}")
+    return F.unfold(images.float(), patch, stride=patch).mT.to(images.dtype)
+
+
+def unpatchify(patches, patch, height, width):
+    return F.fold(patches.mT.double(), (height, width), patch, stride=patch).to(patches.dtype)
 
 
 # %% patchify: the grid is as wide as it is high
@@ -876,6 +905,32 @@ class HybridBlock(nn.Module):
         return x + self.feed_forward(self.norms[2](x))
 
 
+# %% HybridBlock: as long as the longest
+# caught by: test_padding_gives_zeros
+# says: The result ends with the longest sequence: where all of them are padded, positions are missing.
+class HybridBlock(nn.Module):
+    def __init__(self, d_model, n_heads, local, kernel=5):
+        super().__init__()
+        self.kind = local
+        self.local = (
+            nn.Conv1d(d_model, d_model, kernel, padding=kernel // 2, groups=d_model)
+            if local == "conv"
+            else nn.GRU(d_model, d_model, batch_first=True)
+        )
+        self.attention = nn.MultiheadAttention(d_model, n_heads, batch_first=True)
+        self.feed_forward = nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model))
+        self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in range(3))
+
+    def forward(self, x, real):
+        n = int(real.sum(1).max())
+        x, real = x[:, :n], real[:, :n]
+        h = self.norms[0](x) * real[..., None]
+        x = x + (self.local(h.mT).mT if self.kind == "conv" else self.local(h)[0])
+        h = self.norms[1](x)
+        x = x + self.attention(h, h, h, key_padding_mask=~real)[0]
+        return (x + self.feed_forward(self.norms[2](x))) * real[..., None]
+
+
 # %% HybridBlock: the padding of x is zeroed in place
 # caught by: test_x_and_real_are_left_as_they_were
 # says: The padding is zeroed in x itself, which belongs to the caller: use masked_fill without an underscore.
@@ -1018,6 +1073,32 @@ class SharedMoE(nn.Module):
         for e, expert in enumerate(self.experts):
             out[choice == e] = expert(tokens[choice == e])
         loss = 0
+        for q in (p[:n], p[n:]):
+            mean = q.mean(0)
+            loss = loss - (q * (q + 1e-9).log()).sum(-1).mean() + (mean * (mean + 1e-9).log()).sum()
+        return out[:n].view_as(images), out[n:].view_as(sounds), loss
+
+
+# %% SharedMoE: float64 goes through float32
+# caught by: test_a_layer_in_float64_gives_float64
+# says: The results are gathered in float32, so float64 loses half of its digits.
+class SharedMoE(nn.Module):
+    def __init__(self, d_model, d_hidden, n_experts):
+        super().__init__()
+        self.router = nn.Linear(d_model, n_experts, bias=False)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(d_model, d_hidden), nn.GELU(), nn.Linear(d_hidden, d_model))
+            for _ in range(n_experts)
+        )
+
+    def forward(self, images, sounds):
+        n, d = images.shape[:2].numel(), images.shape[-1]
+        tokens = torch.cat([images.reshape(-1, d), sounds.reshape(-1, d)])
+        p = self.router(tokens).softmax(-1)
+        choice, out = p.argmax(-1), torch.zeros(tokens.shape)
+        for e, expert in enumerate(self.experts):
+            out[choice == e] = (p[choice == e, e, None] * expert(tokens[choice == e])).float()
+        out, loss = out.to(tokens.dtype), 0
         for q in (p[:n], p[n:]):
             mean = q.mean(0)
             loss = loss - (q * (q + 1e-9).log()).sum(-1).mean() + (mean * (mean + 1e-9).log()).sum()
@@ -1169,6 +1250,33 @@ class SharedMoE(nn.Module):
         p = self.router(tokens).softmax(-1)
         gate = p * F.one_hot(p.argmax(-1), p.shape[-1])
         out = sum(gate[:, e, None] * expert(tokens) for e, expert in enumerate(self.experts))
+        loss = 0
+        for q in (p[:n], p[n:]):
+            mean = q.mean(0)
+            loss = loss - (q * (q + 1e-9).log()).sum(-1).mean() + (mean * (mean + 1e-9).log()).sum()
+        return out[:n].view_as(images), out[n:].view_as(sounds), loss
+
+
+# %% SharedMoE: every expert computes every token, and where picks
+# caught by: test_an_expert_computes_its_own_tokens_only
+# says: Every expert computes every token and torch.where throws most of it away: nothing is saved, and its gradient is NaN.
+class SharedMoE(nn.Module):
+    def __init__(self, d_model, d_hidden, n_experts):
+        super().__init__()
+        self.router = nn.Linear(d_model, n_experts, bias=False)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(d_model, d_hidden), nn.GELU(), nn.Linear(d_hidden, d_model))
+            for _ in range(n_experts)
+        )
+
+    def forward(self, images, sounds):
+        n, d = images.shape[:2].numel(), images.shape[-1]
+        tokens = torch.cat([images.reshape(-1, d), sounds.reshape(-1, d)])
+        p = self.router(tokens).softmax(-1)
+        gate = p * F.one_hot(p.argmax(-1), p.shape[-1])
+        out = torch.zeros_like(tokens)
+        for e, expert in enumerate(self.experts):
+            out = torch.where(gate[:, e, None] > 0, gate[:, e, None] * expert(tokens), out)
         loss = 0
         for q in (p[:n], p[n:]):
             mean = q.mean(0)

@@ -146,7 +146,7 @@ def test_the_correction_is_alpha_over_r_times_b_a_x(student: Student) -> None:
     """With every parameter drawn anew, the result is that of one linear layer with the weight W + α/r · BA."""
     for seed, size in enumerate(SIZES):
         _, layer, state = loaded(student, size, seed=10 * seed)
-        mode = "training" if seed % 2 == 0 else "evaluation"
+        mode = "training" if seed % 2 else "evaluation"
         layer.train(mode == "training")
         for lead in ((4,), (2, 3), ()):
             x = normal(*lead, size[0], seed=seed)
@@ -913,6 +913,15 @@ def test_other_blocks_and_short_ones_work(student: Student) -> None:
         assert not wrong, f"{n} numbers in blocks of {block}: {wrong} codes are not those of the nearest value."
 
 
+@pytest.mark.exercise("double_quantize", weight=0.5)
+def test_numbers_may_be_small(student: Student) -> None:
+    """What is left is divided by its largest magnitude, however small that is: nothing is added to it."""
+    absmax = 1e-6 * (normal(300, seed=7).abs() + 1)
+    codes, _, _ = doubled(student, absmax)
+    wrong = far(codes, absmax, 256)
+    assert not wrong, f"300 numbers of about 10⁻⁶: {wrong} codes are not those of the nearest value."
+
+
 @pytest.mark.exercise("double_quantize", weight=1.5)
 def test_the_way_back_is_value_times_scale_plus_mean(student: Student) -> None:
     """double_dequantize gives for bitsandbytes' codes the numbers that bitsandbytes gives; the mean comes last."""
@@ -1016,7 +1025,7 @@ def test_the_result_is_the_rounded_layers_plus_the_correction(student: Student) 
     """The result is that of the weight as NF4 has it, plus the bias, plus α/r · B A x."""
     for seed, size in enumerate(QSIZES):
         _, layer, state = four_bit(student, size, seed=10 * seed)
-        mode = "training" if seed % 2 == 0 else "evaluation"
+        mode = "training" if seed % 2 else "evaluation"
         layer.train(mode == "training")
         for lead in ((4,), (2, 3), ()):
             x = normal(*lead, size[0], seed=seed)

@@ -531,7 +531,9 @@ def check_weight(student: Student, kind: str) -> None:
         weight, bias = parts(n_in, n_out, seed)
         state = state_of(created(student, kind, weight, bias))
         assert {"weight", "weight_scale"} <= set(state), f"The state dict holds {sorted(state)}."
-        unpacked = state["weight"].double() * state["weight_scale"].double()
+        scale = state["weight_scale"]
+        assert scale.numel() == n_out, f"{scale.numel()} scales came for a weight of {n_out} outputs."
+        unpacked = tensor(state["weight"], shape=(n_out, n_in), name="weight").double() * scale.double().view(n_out, 1)
         assert_close(unpacked, faked(weight, 0).double(), atol=1e-5, rtol=1e-5, name="weight · weight_scale")
 
 

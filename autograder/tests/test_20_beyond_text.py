@@ -133,7 +133,7 @@ def test_a_patch_holds_one_channel_after_the_other(student: Student) -> None:
 def test_patches_that_do_not_fit_are_refused(student: Student) -> None:
     """A patch that does not divide height or width raises a ValueError that names all three numbers."""
     tensor(student.patchify(normal(1, 1, 6, 9, seed=1), 3), shape=(1, 6, 9))
-    for height, width, patch in ((7, 12, 4), (12, 7, 4), (5, 5, 10)):
+    for height, width, patch in ((7, 12, 4), (12, 7, 4), (5, 5, 10), (8, 6, 4)):
         raised: StudentError | None = None
         try:
             student.patchify(torch.zeros(1, 2, height, width), patch)
@@ -158,9 +158,9 @@ def test_unpatchify_puts_the_squares_back(student: Student) -> None:
 
 @pytest.mark.exercise("patchify")
 def test_cutting_keeps_dtype_and_gradient(student: Student) -> None:
-    """Nothing is computed: bytes and bfloat16 pass unchanged, both ways, and so does the gradient."""
-    for dtype in (torch.uint8, torch.bfloat16):
-        images = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6).to(dtype)
+    """Nothing is computed: bytes, bfloat16 and large int64 pass unchanged, both ways, and so does the gradient."""
+    for dtype, first in ((torch.uint8, 0), (torch.bfloat16, 0), (torch.int64, 2**40)):
+        images = (first + torch.arange(2 * 3 * 4 * 6)).reshape(2, 3, 4, 6).to(dtype)
         patches = cut(images.double(), 2).to(dtype)
         assert_close(student.patchify(images, 2), patches, name=f"the patches of {str(dtype)[6:]}")
         assert_close(student.unpatchify(patches, 2, 4, 6), images, name=f"the images of {str(dtype)[6:]}")
@@ -676,13 +676,19 @@ def test_padding_has_no_say(student: Student) -> None:
 
 @pytest.mark.exercise("HybridBlock", weight=0.5)
 def test_padding_gives_zeros(student: Student) -> None:
-    """At padding the result is zero, whatever stood there."""
-    lengths, real = [5, 2], padded([5, 2], 5)
+    """At padding the result is zero, whatever stood there, also where every sequence is shorter than the batch."""
     for local in KINDS:
         block, weights = hybrid_of(student, 8, 2, local, seed=17)
-        x = normal(2, 5, 8, seed=18)
+        for lengths, n in (([5, 2], 5), ([4, 1], 6)):
+            x, real = normal(2, n, 8, seed=18), padded(lengths, n)
+            with torch.no_grad():
+                found = block(x, real)
+            assert_close(found, hybrid(x, weights, 2, local, lengths), claim=f"{local}, {lengths} of {n} are real")
+        block.double()
+        x, weights = normal(2, 5, 8, seed=19).double(), {name: value.double() for name, value in weights.items()}
         with torch.no_grad():
-            assert_close(block(x, real), hybrid(x, weights, 2, local, lengths), claim=f"{local}, 3 of 5 padded")
+            found = block(x, padded([5, 2], 5))
+        assert_close(found, hybrid(x, weights, 2, local, [5, 2]), atol=1e-9, rtol=1e-9, claim=f"{local} in float64")
 
 
 @pytest.mark.exercise("HybridBlock")
@@ -816,7 +822,12 @@ def test_the_layer_has_a_router_and_its_experts(student: Student) -> None:
 def test_each_token_gets_its_best_expert_times_its_probability(student: Student) -> None:
     """p of the most probable expert times what that expert makes of the token, for images and for sounds."""
     for seed, (i, s, (d_model, d_hidden, n_experts)) in enumerate(
-        (((2, 3), (1, 5), (6, 10, 4)), ((3, 4), (3, 4), (4, 5, 7)), ((1, 1), (2, 6), (5, 3, 1)))
+        (
+            ((2, 3), (1, 5), (6, 10, 4)),
+            ((3, 4), (3, 4), (4, 5, 7)),
+            ((1, 1), (2, 6), (5, 3, 1)),
+            ((1, 2), (1, 3), (4, 3, 12)),  # most experts have nothing to do
+        )
     ):
         layer, weights = moe_of(student, d_model, d_hidden, n_experts, seed=100 * seed)
         images, sounds = normal(*i, d_model, seed=seed), normal(*s, d_model, seed=seed + 50)
@@ -829,18 +840,26 @@ def test_each_token_gets_its_best_expert_times_its_probability(student: Student)
 @pytest.mark.exercise("SharedMoE")
 def test_an_expert_computes_its_own_tokens_only(student: Student) -> None:
     """An expert whose weights are NaN spoils the tokens that chose it, and no other token."""
-    images, sounds = normal(2, 9, 6, seed=1), normal(3, 8, 6, seed=2)
+    images, sounds = normal(2, 9, 6, seed=1).requires_grad_(), normal(3, 8, 6, seed=2).requires_grad_()
     _, weights = moe_of(student, 6, 5, 4, seed=30)
     for bad in range(4):
         broken = {
             name: value * math.nan if name.startswith(f"experts.{bad}.") else value for name, value in weights.items()
         }
         layer = loaded(student.SharedMoE(6, 5, 4), broken)
-        for x, out in zip((images, sounds), answers(layer, images, sounds), strict=False):
+        outs = answers(layer, images, sounds)[:2]
+        others = [chosen(x, weights) != bad for x in (images, sounds)]
+        kept = torch.cat([out[other].flatten() for out, other in zip(outs, others, strict=True)])
+        grads = torch.autograd.grad(kept.sum(), [images, sounds])
+        for grad, other in zip(grads, others, strict=True):
+            assert grad[other].isfinite().all(), (
+                f"Expert {bad} is NaN, and so is the gradient of tokens that did not choose it: it computes them too."
+            )
+        for x, out in zip((images, sounds), outs, strict=True):
             theirs = chosen(x, weights) == bad
             assert_close(
                 out.detach()[~theirs],
-                routed(x, weights)[~theirs],
+                routed(x, weights).detach()[~theirs],
                 claim=f"expert {bad} is NaN",
                 name="what did not choose it",
             )
@@ -946,3 +965,16 @@ def test_router_and_experts_learn_from_outputs_and_loss(student: Student) -> Non
         {"images": images, "sounds": sounds},
         up,
     )
+
+
+@pytest.mark.exercise("SharedMoE", weight=0.5)
+def test_a_layer_in_float64_gives_float64(student: Student) -> None:
+    """A layer turned to float64 takes and gives float64, to its precision, loss included."""
+    layer, weights = moe_of(student, 6, 5, 4, seed=80)
+    layer.double()
+    weights = {name: value.double() for name, value in weights.items()}
+    images, sounds = normal(2, 4, 6, seed=81).double(), normal(1, 5, 6, seed=82).double()
+    x, y, loss = (part.detach() for part in answers(layer, images, sounds))
+    for found, kind, name in ((x, images, "images"), (y, sounds, "sounds")):
+        assert_close(found, routed(kind, weights), atol=1e-9, rtol=1e-9, name=f"what became of the {name}")
+    assert_close(loss, entropies((images, sounds), weights), atol=1e-6, name="the loss")
