@@ -180,7 +180,10 @@ class GivenLinear(torch.nn.Linear):
         self.first = (self.weight, self.weight.data_ptr())
 
     def same_weight(self):
-        return self.weight is self.first[0] and self.weight.data_ptr() == self.first[1]
+        return self.weight is self.first[0]
+
+    def same_memory(self):
+        return self.weight.data_ptr() == self.first[1]
 
 
 # %% see="LoRALinear"

@@ -197,6 +197,7 @@ def test_merging_adds_the_correction_to_the_weight_in_place(student: Student) ->
         assert linear.same_weight() is True, (
             "After merge() linear.weight is another tensor: it was not changed in place."
         )
+        assert linear.same_memory() is True, "After merge() linear.weight stands elsewhere in memory: not in place."
         after = state_of(layer, "LoRALinear")
         for name in set(state) - {"linear.weight"}:
             assert_close(after.get(name), state[name], atol=0, rtol=0, claim="after merge()", name=name)
@@ -240,6 +241,7 @@ def test_unmerging_takes_the_correction_off_again(student: Student) -> None:
         layer.unmerge()
         assert_close(linear.weight, state["linear.weight"], name="the weight after unmerge()")
         assert linear.same_weight() is True, "After unmerge() linear.weight is another tensor."
+        assert linear.same_memory() is True, "After unmerge() linear.weight stands elsewhere in memory."
         assert_close(layer(x), expected, claim="after unmerge()")
 
 
