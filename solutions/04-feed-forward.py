@@ -36,8 +36,8 @@
 #
 # - **Shapes** are written as jaxtyping writes them: `Float[Tensor, "... d_model"]` is a tensor of floats whose last
 #   dimension is `d_model`. The dots stand for any number of dimensions before it, also none.
-# - **What comes in goes out**: the result has the dtype of the input (float32, float64 or bfloat16), and an input is
-#   never changed in place.
+# - **What comes in goes out**: the result has the dtype of the input (float32, float64 or bfloat16), and float64 keeps
+#   its digits. An input is never changed in place.
 # - **Reserved.** `F.gelu`, `F.silu`, `nn.GELU` and `nn.SiLU` raise an error while your work is marked, everywhere in
 #   the notebook: building them is the exercise. Where a later part needs them, call your own by name.
 

@@ -360,7 +360,7 @@ except NotImplementedError:
 # | `transformer.h.0.mlp.c_fc` | `(d_model, 4 · d_model)` | `blocks.0.mlp.up_proj` |
 # | `transformer.h.0.mlp.c_proj` | `(4 · d_model, d_model)` | `blocks.0.mlp.down_proj` |
 # | `transformer.ln_f` | `(d_model,)` | `norm` |
-# | `lm_head.weight` | `(vocabulary, d_model)` | the same matrix as `wte`: not needed |
+# | `lm_head.weight` | `(vocabulary, d_model)` | the same matrix as `wte`: not needed, and not in every file |
 #
 # Where no `.weight` is written there is a `.weight` and a `.bias`; a bias has as many entries as its layer has outputs.
 #
@@ -608,6 +608,13 @@ class Watched(torch.nn.Module):
     def tell(self, what, shape):
         self.noted.append(what)
         self.told(what, shape)
+
+
+class Slices(list):
+    """Micro-batches as a student makes them: ids and targets are slices of one tensor of texts."""
+
+    def __init__(self, texts):
+        super().__init__((text[:, :-1], text[:, 1:]) for text in texts)
 
 
 # %% see="accumulate"

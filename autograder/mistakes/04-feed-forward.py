@@ -107,6 +107,30 @@ def gelu(x, approximate="none"):
     raise ValueError(f"approximate={approximate}")
 
 
+# %% gelu: √(2/π) cut to four digits
+# caught by: test_gelu_keeps_the_dtype
+# says: √(2/π) stands here as 0.7979, which is right to four digits only; math.sqrt gives them all.
+def gelu(x, approximate="none"):
+    if approximate == "none":
+        return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+    if approximate == "tanh":
+        return x * (1 + torch.tanh(0.7979 * (x + 0.044715 * x**3))) / 2
+    raise ValueError(f"approximate should be none or tanh, not {approximate}")
+
+
+# %% gelu: float64 computed in float32
+# caught by: test_gelu_keeps_the_dtype
+# says: Whatever comes in is computed in float32, so that float64 loses half of its digits on the way.
+def gelu(x, approximate="none"):
+    wide = x.float()
+    if approximate == "none":
+        return (wide * (1 + torch.erf(wide / math.sqrt(2))) / 2).to(x.dtype)
+    if approximate == "tanh":
+        inner = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
+        return (wide * (1 + torch.tanh(inner)) / 2).to(x.dtype)
+    raise ValueError(f"approximate should be none or tanh, not {approximate}")
+
+
 # %% gelu: the square in the place of the cube
 # caught by: test_the_tanh_form_is_that_of_gpt2
 # says: Inside tanh stands x² here; with x³ the function is odd, as it must be.
@@ -590,6 +614,14 @@ def swiglu_hidden(d_model, multiple_of=256):
 # says: Two thirds of 4·d_model are rounded to the nearest whole number; the fraction should be dropped.
 def swiglu_hidden(d_model, multiple_of=256):
     return -(-round(8 * d_model / 3) // multiple_of) * multiple_of
+
+
+# %% swiglu_hidden: the fraction is dropped too early
+# caught by: test_the_fraction_is_dropped_first
+# says: The fraction is dropped of a third and the rest doubled after that, so the width can come out one too small.
+def swiglu_hidden(d_model, multiple_of=256):
+    exact = 2 * (4 * d_model // 3)
+    return -(-exact // multiple_of) * multiple_of
 
 
 # %% swiglu_hidden: multiples of 256 only

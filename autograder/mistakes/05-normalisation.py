@@ -728,6 +728,20 @@ class PreNormBlock(nn.Module):
         return x + self.feed_forward(self.norm2(x))
 
 
+# %% PreNormBlock: an eps of its own
+# caught by: test_attention_reads_a_normalised_copy, test_feed_forward_reads_the_stream_after_attention_normalised
+# says: The norms of the block are given an eps of 1e-12, as BERT has; LayerNorm(d_model) has its own, 1e-5.
+class PreNormBlock(nn.Module):
+    def __init__(self, d_model, attention, feed_forward):
+        super().__init__()
+        self.norm1, self.norm2 = LayerNorm(d_model, eps=1e-12), LayerNorm(d_model, eps=1e-12)
+        self.attention, self.feed_forward = attention, feed_forward
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.feed_forward(self.norm2(x))
+
+
 # %% PreNormBlock: sub-layers in a list
 # caught by: test_a_pre_norm_block_holds_its_sublayers
 # says: The sub-layers are kept in a plain list, where PyTorch does not find their parameters.
@@ -883,6 +897,20 @@ class PostNormBlock(nn.Module):
     def forward(self, x):
         x = self.norm(x + self.attention(x))
         return self.norm(x + self.feed_forward(x))
+
+
+# %% PostNormBlock: an eps of its own
+# caught by: test_feed_forward_reads_the_normalised_sum, test_what_leaves_the_block_is_normalised
+# says: The norms of the block are given an eps of 1e-12, as BERT has; LayerNorm(d_model) has its own, 1e-5.
+class PostNormBlock(nn.Module):
+    def __init__(self, d_model, attention, feed_forward):
+        super().__init__()
+        self.norm1, self.norm2 = LayerNorm(d_model, eps=1e-12), LayerNorm(d_model, eps=1e-12)
+        self.attention, self.feed_forward = attention, feed_forward
+
+    def forward(self, x):
+        x = self.norm1(x + self.attention(x))
+        return self.norm2(x + self.feed_forward(x))
 
 
 # %% PostNormBlock: a sub-layer called twice

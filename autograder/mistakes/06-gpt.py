@@ -995,6 +995,91 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+# %% Block: a mask of -100
+# caught by: test_a_block_never_looks_ahead
+# says: Hidden scores only get 100 taken away: a key that fits well enough is seen all the same. Use −∞.
+class Attention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model) for _ in range(4))
+
+    def forward(self, x):
+        b, n, d = x.shape
+        q, k, v = (p(x).view(b, n, self.n_heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        scores = q @ k.transpose(-2, -1) / math.sqrt(d // self.n_heads)
+        mask = torch.ones(n, n, dtype=torch.bool).tril()
+        weights = (scores - 100.0 * ~mask).softmax(-1)
+        return self.o_proj((weights @ v).transpose(1, 2).reshape(b, n, d))
+
+
+class MLP(nn.Module):
+    def __init__(self, d_model):
+        super().__init__()
+        self.up_proj = nn.Linear(d_model, 4 * d_model)
+        self.down_proj = nn.Linear(4 * d_model, d_model)
+
+    def forward(self, x):
+        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(d_model)
+        self.attention = Attention(d_model, n_heads)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.mlp = MLP(d_model)
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+# %% Block: scores of zero are taken for the mask
+# caught by: test_the_block_is_that_of_gpt2
+# says: A score of 0 is taken for a hidden one: the mask should be made of positions, not of scores.
+class Attention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model) for _ in range(4))
+
+    def forward(self, x):
+        b, n, d = x.shape
+        q, k, v = (p(x).view(b, n, self.n_heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        scores = q @ k.transpose(-2, -1) / math.sqrt(d // self.n_heads)
+        weights = scores.masked_fill(scores.tril() == 0, -math.inf).softmax(-1)
+        return self.o_proj((weights @ v).transpose(1, 2).reshape(b, n, d))
+
+
+class MLP(nn.Module):
+    def __init__(self, d_model):
+        super().__init__()
+        self.up_proj = nn.Linear(d_model, 4 * d_model)
+        self.down_proj = nn.Linear(4 * d_model, d_model)
+
+    def forward(self, x):
+        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(d_model)
+        self.attention = Attention(d_model, n_heads)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.mlp = MLP(d_model)
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
 # %% Block: no error for heads that do not fit
 # caught by: test_heads_of_a_block_share_the_channels_equally
 # says: Heads that do not fit are not noticed: raise a ValueError where the block is created.
@@ -1389,6 +1474,61 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = block(x)
         return F.linear(self.norm(x), self.tokens.weight.detach())
+
+
+# %% GPT: token 0 is taken for padding
+# caught by: test_gradients_reach_every_parameter_of_the_model
+# says: padding_idx takes token 0 for padding: its vector is never learnt where it is read.
+class GPT(nn.Module):
+    def __init__(self, vocabulary, n_context, d_model, n_layers, n_heads):
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, d_model, padding_idx=0)
+        self.positions = nn.Embedding(n_context, d_model)
+        self.blocks = nn.ModuleList([Block(d_model, n_heads) for _ in range(n_layers)])
+        self.norm = nn.LayerNorm(d_model)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif "norm" not in name:
+                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(parameter, 0.0, 0.02 / (2 * n_layers) ** 0.5 if writes else 0.02)
+
+    def forward(self, ids):
+        n, n_context = ids.shape[1], self.positions.num_embeddings
+        if n > n_context:
+            raise ValueError(f"{n} tokens are more than the {n_context} positions of this model")
+        x = self.tokens(ids) + self.positions(torch.arange(n))
+        for block in self.blocks:
+            x = block(x)
+        return F.linear(self.norm(x), self.tokens.weight)
+
+
+# %% GPT: a seed of its own
+# caught by: test_a_new_model_is_initialised_as_stated
+# says: The model sets the seed itself: every new model is the same, and so is every random number after it.
+class GPT(nn.Module):
+    def __init__(self, vocabulary, n_context, d_model, n_layers, n_heads):
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens = nn.Embedding(vocabulary, d_model)
+        self.positions = nn.Embedding(n_context, d_model)
+        self.blocks = nn.ModuleList([Block(d_model, n_heads) for _ in range(n_layers)])
+        self.norm = nn.LayerNorm(d_model)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif "norm" not in name:
+                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(parameter, 0.0, 0.02 / (2 * n_layers) ** 0.5 if writes else 0.02)
+
+    def forward(self, ids):
+        n, n_context = ids.shape[1], self.positions.num_embeddings
+        if n > n_context:
+            raise ValueError(f"{n} tokens are more than the {n_context} positions of this model")
+        x = self.tokens(ids) + self.positions(torch.arange(n))
+        for block in self.blocks:
+            x = block(x)
+        return F.linear(self.norm(x), self.tokens.weight)
 
 
 # %% GPT: one block used again and again
@@ -2011,6 +2151,64 @@ def from_gpt2(state):
     return found
 
 
+# %% from_gpt2: old masks are deleted
+# caught by: test_the_state_dict_that_came_in_stays
+# says: The old masks are deleted in the caller's dict: skip them, and leave it as it is.
+def from_gpt2(state):
+    for name in [name for name in state if name.endswith((".attn.bias", ".attn.masked_bias"))]:
+        del state[name]
+    found = {"tokens.weight": state["transformer.wte.weight"], "positions.weight": state["transformer.wpe.weight"]}
+    found["norm.weight"], found["norm.bias"] = state["transformer.ln_f.weight"], state["transformer.ln_f.bias"]
+    i = 0
+    while f"transformer.h.{i}.ln_1.weight" in state:
+        theirs, ours = f"transformer.h.{i}.", f"blocks.{i}."
+        for part in ("weight", "bias"):
+            found[f"{ours}norm1.{part}"] = state[f"{theirs}ln_1.{part}"]
+            found[f"{ours}norm2.{part}"] = state[f"{theirs}ln_2.{part}"]
+        weight, bias = state[f"{theirs}attn.c_attn.weight"], state[f"{theirs}attn.c_attn.bias"]
+        d_model = len(weight)
+        for j, letter in enumerate("qkv"):
+            share = slice(j * d_model, (j + 1) * d_model)
+            found[f"{ours}attention.{letter}_proj.weight"] = weight[:, share].T
+            found[f"{ours}attention.{letter}_proj.bias"] = bias[share]
+        found[f"{ours}attention.o_proj.weight"] = state[f"{theirs}attn.c_proj.weight"].T
+        found[f"{ours}attention.o_proj.bias"] = state[f"{theirs}attn.c_proj.bias"]
+        found[f"{ours}mlp.up_proj.weight"] = state[f"{theirs}mlp.c_fc.weight"].T
+        found[f"{ours}mlp.up_proj.bias"] = state[f"{theirs}mlp.c_fc.bias"]
+        found[f"{ours}mlp.down_proj.weight"] = state[f"{theirs}mlp.c_proj.weight"].T
+        found[f"{ours}mlp.down_proj.bias"] = state[f"{theirs}mlp.c_proj.bias"]
+        i += 1
+    return found
+
+
+# %% from_gpt2: lm_head has to be there
+# caught by: test_the_names_are_those_of_the_course
+# says: The table is read from lm_head.weight, which is not in every file; transformer.wte.weight is.
+def from_gpt2(state):
+    found = {"tokens.weight": state["lm_head.weight"], "positions.weight": state["transformer.wpe.weight"]}
+    found["norm.weight"], found["norm.bias"] = state["transformer.ln_f.weight"], state["transformer.ln_f.bias"]
+    i = 0
+    while f"transformer.h.{i}.ln_1.weight" in state:
+        theirs, ours = f"transformer.h.{i}.", f"blocks.{i}."
+        for part in ("weight", "bias"):
+            found[f"{ours}norm1.{part}"] = state[f"{theirs}ln_1.{part}"]
+            found[f"{ours}norm2.{part}"] = state[f"{theirs}ln_2.{part}"]
+        weight, bias = state[f"{theirs}attn.c_attn.weight"], state[f"{theirs}attn.c_attn.bias"]
+        d_model = len(weight)
+        for j, letter in enumerate("qkv"):
+            share = slice(j * d_model, (j + 1) * d_model)
+            found[f"{ours}attention.{letter}_proj.weight"] = weight[:, share].T
+            found[f"{ours}attention.{letter}_proj.bias"] = bias[share]
+        found[f"{ours}attention.o_proj.weight"] = state[f"{theirs}attn.c_proj.weight"].T
+        found[f"{ours}attention.o_proj.bias"] = state[f"{theirs}attn.c_proj.bias"]
+        found[f"{ours}mlp.up_proj.weight"] = state[f"{theirs}mlp.c_fc.weight"].T
+        found[f"{ours}mlp.up_proj.bias"] = state[f"{theirs}mlp.c_fc.bias"]
+        found[f"{ours}mlp.down_proj.weight"] = state[f"{theirs}mlp.c_proj.weight"].T
+        found[f"{ours}mlp.down_proj.bias"] = state[f"{theirs}mlp.c_proj.bias"]
+        i += 1
+    return found
+
+
 # %% from_gpt2: everything becomes float32
 # caught by: test_the_state_dict_that_came_in_stays
 # says: The tensors become float32: each should keep its dtype.
@@ -2452,6 +2650,20 @@ def accumulate(model, batches):
     return mean
 
 
+# %% accumulate: view of a slice
+# caught by: test_every_token_weighs_the_same
+# says: view(-1) needs numbers that lie side by side, and targets are often a slice of a text: use reshape or flatten.
+def accumulate(model, batches):
+    total = sum((targets != -100).sum().item() for _, targets in batches)
+    mean = 0.0
+    for ids, targets in batches:
+        logits = model(ids)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.view(-1), reduction="sum") / total
+        loss.backward()
+        mean += loss.item()
+    return mean
+
+
 # %% accumulate: targets shifted again
 # caught by: test_every_token_weighs_the_same, test_the_loss_is_the_mean_over_all_tokens
 # says: Logits and targets are shifted against each other: the targets here are shifted already.
@@ -2779,6 +2991,42 @@ class Mended(nn.Module):
     def forward(self, x):
         x = self.norm1(x + self.attention(x))
         return self.norm2(x + self.linear2(F.gelu(self.linear1(x), approximate="tanh")))
+
+
+# %% Mended: dropout
+# caught by: test_what_was_healthy_still_is
+# says: In training numbers are dropped at random: the patient has no dropout, and so has the block in health.
+class SelfAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        self.n_heads = n_heads
+        self.in_proj_weight = nn.Parameter(torch.randn(3 * d_model, d_model) / math.sqrt(d_model))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
+        self.out_proj = nn.Linear(d_model, d_model)
+
+    def forward(self, x):
+        n, d_head = x.shape[1], x.shape[2] // self.n_heads
+        fused = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = (part.unflatten(-1, (self.n_heads, d_head)).movedim(2, 1) for part in fused.chunk(3, -1))
+        scores = q @ k.mT / math.sqrt(d_head)
+        future = torch.ones(n, n, dtype=torch.bool, device=x.device).triu(1)
+        weights = scores.masked_fill(future, -math.inf).softmax(-1)
+        return self.out_proj((weights @ v).movedim(1, 2).flatten(-2))
+
+
+class Mended(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        self.self_attn = SelfAttention(d_model, n_heads)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.linear1 = nn.Linear(d_model, 4 * d_model)
+        self.linear2 = nn.Linear(4 * d_model, d_model)
+        self.norm2 = nn.LayerNorm(d_model)
+
+    def forward(self, x):
+        x = self.norm1(x + self.self_attn(x))
+        hidden = self.linear2(F.gelu(self.linear1(x), approximate="tanh"))
+        return self.norm2(x + F.dropout(hidden, 0.1, self.training))
 
 
 # %% Mended: the exact GELU

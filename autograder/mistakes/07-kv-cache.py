@@ -246,6 +246,27 @@ class KVCache:
         return self.kept[layer]
 
 
+# %% KVCache: values in the dtype of the keys
+# caught by: test_the_dtypes_are_kept
+# says: The values are turned into the dtype of the keys; each keeps its own.
+class KVCache:
+    def __init__(self):
+        self.kept = {}
+
+    @property
+    def length(self):
+        return next((k.shape[2] for k, v in self.kept.values()), 0)
+
+    def update(self, layer, k, v):
+        v = v.to(k.dtype)
+        if layer in self.kept:
+            old_k, old_v = self.kept[layer]
+            self.kept[layer] = (torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2))
+        else:
+            self.kept[layer] = (k.clone(), v.clone())
+        return self.kept[layer]
+
+
 # %% KVCache: the caller's own tensors are kept
 # caught by: test_the_caller_may_overwrite_its_tensors
 # says: The first chunk is kept as the caller's own tensor: when the caller uses that memory again, the past changes.
@@ -509,6 +530,25 @@ class CachedAttention(nn.Module):
         return self.o_proj(out.transpose(1, 2).reshape(b, n, d))
 
 
+# %% CachedAttention: a mask of -100
+# caught by: test_a_change_is_noticed_by_what_comes_after_it_and_only_by_that
+# says: Hidden scores only get 100 taken away: a later key that fits well enough is seen all the same. Use −∞.
+class CachedAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, cache=None, layer=0):
+        b, n, d = x.shape
+        q, k, v = (p(x).view(b, n, self.n_heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if cache is not None:
+            k, v = cache.update(layer, k, v)
+        scores = q @ k.mT / q.shape[-1] ** 0.5 - 100.0 * ~chunk_mask(n, k.shape[2])
+        out = scores.softmax(-1) @ v
+        return self.o_proj(out.transpose(1, 2).reshape(b, n, d))
+
+
 # %% CachedAttention: heads not split before the cache
 # caught by: test_keys_and_values_go_into_the_cache_head_by_head
 # says: The cache is given all heads as one; it keeps (batch, n_heads, n, d_head).
@@ -690,6 +730,32 @@ def sample(logits, u, temperature=1.0, top_k=None):
         kept = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < kept, -math.inf)
     p = torch.softmax(logits.double() * temperature, -1)
+    return (p.cumsum(-1) <= u[:, None]).sum(-1)
+
+
+# %% sample: low temperatures taken for zero
+# caught by: test_the_temperature_divides_the_logits
+# says: Below a small temperature the likeliest is always taken; only at 0 is there nothing to draw.
+def sample(logits, u, temperature=1.0, top_k=None):
+    if temperature < 0.05:
+        return logits.argmax(-1)
+    if top_k is not None:
+        kept = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < kept, -math.inf)
+    p = torch.softmax(logits.double() / temperature, -1)
+    return (p.cumsum(-1) <= u[:, None]).sum(-1)
+
+
+# %% sample: divided in bfloat16
+# caught by: test_bfloat16_logits_are_not_added_up_in_bfloat16
+# says: The temperature divides before the logits are float64: in bfloat16 that rounds to two or three digits.
+def sample(logits, u, temperature=1.0, top_k=None):
+    if temperature == 0:
+        return logits.argmax(-1)
+    if top_k is not None:
+        kept = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < kept, -math.inf)
+    p = torch.softmax((logits / temperature).double(), -1)
     return (p.cumsum(-1) <= u[:, None]).sum(-1)
 
 
@@ -1263,6 +1329,29 @@ def generate(model, prompt, n_new, cache, *, choose=None, chunk=None, end=None):
             if ended.all():
                 break
         return torch.cat(written, dim=1)
+
+
+# %% generate: another cache in the place of None
+# caught by: test_the_model_gets_the_same_cache_each_time
+# says: Where the cache that was given is None, or counts as false, another one takes its place: hand on what was given.
+def generate(model, prompt, n_new, cache, *, choose=None, chunk=None, end=None):
+    cache = cache or {}
+    choose = choose or (lambda logits: logits.argmax(-1))
+    with torch.no_grad():
+        for ids in prompt.split(chunk or prompt.shape[1], dim=1):
+            logits = model(ids, cache)
+        text, ended = prompt, torch.zeros(len(prompt), dtype=torch.bool)
+        for step in range(n_new):
+            if step:
+                logits = model(new[:, None], cache)
+            new = choose(logits[:, -1])
+            if end is not None:
+                new = torch.where(ended, end, new)
+                ended = ended | (new == end)
+            text = torch.cat([text, new[:, None]], dim=1)
+            if ended.all():
+                break
+        return text
 
 
 # %% generate: a new cache for each step

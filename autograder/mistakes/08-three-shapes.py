@@ -239,6 +239,81 @@ class CrossAttention(nn.Module):
         return self.o_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(-2))
 
 
+# %% CrossAttention: 10,000 taken away from hidden scores
+# caught by: test_padding_has_no_influence
+# says: Hidden scores get 10,000 taken away, and a score can be larger than that: use −∞.
+class CrossAttention(nn.Module):
+    def __init__(self, d_model, n_heads, bias=False, scale=None):
+        super().__init__()
+        self.n_heads, self.scale = n_heads, scale
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=bias) for _ in range(4))
+
+    def forward(self, x, memory, mask=None, position_bias=None):
+        b, n, d = x.shape
+        projected = (self.q_proj(x), self.k_proj(memory), self.v_proj(memory))
+        q, k, v = (p.view(b, -1, self.n_heads, d // self.n_heads).transpose(1, 2) for p in projected)
+        scores = q @ k.mT * (self.scale or q.shape[-1] ** -0.5)
+        if position_bias is not None:
+            scores = scores + position_bias
+        if mask is not None:
+            scores = scores - 1e4 * ~mask
+        weights = scores.softmax(-1)
+        if mask is not None:
+            weights = weights.masked_fill(~mask, 0)
+        return self.o_proj((weights @ v).transpose(1, 2).reshape(b, n, d))
+
+
+# %% CrossAttention: the output is zeroed, not the heads
+# caught by: test_a_query_that_may_attend_to_nothing_gets_zeros
+# says: Zeros stand after o_proj where a query may attend to nothing: its heads give zeros, and o_proj adds its bias.
+class CrossAttention(nn.Module):
+    def __init__(self, d_model, n_heads, bias=False, scale=None):
+        super().__init__()
+        self.n_heads, self.scale = n_heads, scale
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=bias) for _ in range(4))
+
+    def forward(self, x, memory, mask=None, position_bias=None):
+        b, n, d = x.shape
+        projected = (self.q_proj(x), self.k_proj(memory), self.v_proj(memory))
+        q, k, v = (p.view(b, -1, self.n_heads, d // self.n_heads).transpose(1, 2) for p in projected)
+        scores = q @ k.mT * (self.scale or q.shape[-1] ** -0.5)
+        if position_bias is not None:
+            scores = scores + position_bias
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
+        weights = scores.softmax(-1)
+        if mask is not None:
+            weights = weights.masked_fill(~mask, 0)
+        out = self.o_proj((weights @ v).transpose(1, 2).reshape(b, n, d))
+        if mask is not None:
+            out = out * mask.expand(scores.shape).any(-1).any(1)[..., None]
+        return out
+
+
+# %% CrossAttention: dropout
+# caught by: test_the_layer_leaves_its_inputs_alone
+# says: There is dropout on the weights: in training the output is another one each time.
+class CrossAttention(nn.Module):
+    def __init__(self, d_model, n_heads, bias=False, scale=None):
+        super().__init__()
+        self.n_heads, self.scale = n_heads, scale
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=bias) for _ in range(4))
+
+    def forward(self, x, memory, mask=None, position_bias=None):
+        b, n, d = x.shape
+        projected = (self.q_proj(x), self.k_proj(memory), self.v_proj(memory))
+        q, k, v = (p.view(b, -1, self.n_heads, d // self.n_heads).transpose(1, 2) for p in projected)
+        scores = q @ k.mT * (self.scale or q.shape[-1] ** -0.5)
+        if position_bias is not None:
+            scores = scores + position_bias
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
+        weights = scores.softmax(-1)
+        if mask is not None:
+            weights = weights.masked_fill(~mask, 0)
+        return self.o_proj((F.dropout(weights, 0.1, self.training) @ v).transpose(1, 2).reshape(b, n, d))
+
+
 # %% CrossAttention: heads cut without a transpose
 # caught by: test_it_is_attention_of_x_to_memory, test_only_queries_come_from_x
 # says: The heads are cut by reshaping straight to (batch, n_heads, n, d_head), which mixes positions.
@@ -991,6 +1066,22 @@ def relative_position_bucket(distance, bidirectional, n_buckets=32, max_distance
     return offset + torch.where(steps < exact, steps, far.clamp(max=n_buckets - 1))
 
 
+# %% relative_position_bucket: the dtype of the distances
+# caught by: test_buckets_have_the_shape_of_the_distances
+# says: The buckets take the dtype of the distances; they are int64 whatever integers come in.
+def relative_position_bucket(distance, bidirectional, n_buckets=32, max_distance=128):
+    offset = 0
+    if bidirectional:
+        n_buckets //= 2
+        offset = (distance > 0) * n_buckets
+        steps = distance.abs()
+    else:
+        steps = (-distance).clamp(min=0)
+    exact = n_buckets // 2
+    far = exact + (torch.log(steps.clamp(min=1) / exact) / math.log(max_distance / exact) * (n_buckets - exact)).long()
+    return (offset + torch.where(steps < exact, steps, far.clamp(max=n_buckets - 1))).to(distance.dtype)
+
+
 # %% relative_position_bucket: linear
 # caught by: test_far_distances_share_buckets_by_their_logarithm
 # says: Every distance has a bucket of its own until they are used up: from the half on they should grow logarithmically.
@@ -1044,6 +1135,15 @@ def mask_tokens(ids, random, random_kind, random_ids, mask_id, special_ids, p=0.
 # says: Special tokens are chosen too: [CLS], [SEP] and padding should stay.
 def mask_tokens(ids, random, random_kind, random_ids, mask_id, special_ids, p=0.15):
     chosen = random < p
+    inputs = torch.where(chosen & (random_kind < 0.9), random_ids, ids)
+    return inputs.masked_fill(chosen & (random_kind < 0.8), mask_id), ids.masked_fill(~chosen, -100)
+
+
+# %% mask_tokens: every id up to the largest special one
+# caught by: test_special_tokens_are_never_chosen
+# says: All ids from the smallest to the largest of special_ids are spared, also those between that are not special.
+def mask_tokens(ids, random, random_kind, random_ids, mask_id, special_ids, p=0.15):
+    chosen = (random < p) & ~((ids >= min(special_ids)) & (ids <= max(special_ids)))
     inputs = torch.where(chosen & (random_kind < 0.9), random_ids, ids)
     return inputs.masked_fill(chosen & (random_kind < 0.8), mask_id), ids.masked_fill(~chosen, -100)
 
@@ -1227,6 +1327,26 @@ def corrupt_spans(ids, spans, sentinels):
         target += [sentinel] + ids[start:end]
         position = end
     return kept, target + [sentinels[len(joined)]]
+
+
+# %% corrupt_spans: counted down from the first sentinel
+# caught by: test_each_span_of_the_input_is_one_sentinel, test_the_target_tells_what_each_sentinel_hid
+# says: Sentinels are counted down from the first one: take them from the list, in its order.
+def corrupt_spans(ids, spans, sentinels):
+    joined = []
+    for start, end in spans:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    if len(joined) + 1 > len(sentinels):
+        raise ValueError(f"{len(joined) + 1} sentinels needed, {len(sentinels)} given")
+    kept, target, position = [], [], 0
+    for (start, end), sentinel in zip(joined, range(sentinels[0], -1, -1)):
+        kept += ids[position:start] + [sentinel]
+        target += [sentinel] + ids[start:end]
+        position = end
+    return kept + ids[position:], target + [sentinels[0] - len(joined)]
 
 
 # %% corrupt_spans: the sentinel after what it hid

@@ -609,18 +609,21 @@ def test_a_pre_norm_block_matches_pytorchs(student: Student) -> None:
 @pytest.mark.exercise("PreNormBlock")
 def test_attention_reads_a_normalised_copy(student: Student) -> None:
     """What attention is given is norm1(x), and nothing else."""
-    x = some_x(1)
-    heard = Heard(student, "PreNormBlock", x)
-    assert_close(heard.given("attention", x), heard.norm(1, x), name="what attention is given")
+    for size in (1, 1e-3):  # with small numbers eps counts
+        x = size * some_x(1)
+        heard = Heard(student, "PreNormBlock", x)
+        claim = f"with a stream {size:g} times as large"
+        assert_close(heard.given("attention", x), heard.norm(1, x), claim=claim, name="what attention is given")
 
 
 @pytest.mark.exercise("PreNormBlock")
 def test_feed_forward_reads_the_stream_after_attention_normalised(student: Student) -> None:
     """What the feed-forward part is given is norm2 of the stream to which attention has added."""
-    x = some_x(1)
-    heard = Heard(student, "PreNormBlock", x, attention=lambda z: 5 * normal(*z.shape, seed=9))
-    stream = x + 5 * normal(*x.shape, seed=9)
-    assert_close(heard.given("feed_forward", x), heard.norm(2, stream), name="what feed_forward is given")
+    for size in (1, 1e-3):  # with small numbers eps counts
+        x, first = size * some_x(1), 5 * size * normal(2, 5, D_MODEL, seed=9)
+        heard = Heard(student, "PreNormBlock", x, attention=lambda z, first=first: first)
+        given, claim = heard.given("feed_forward", x), f"with a stream {size:g} times as large"
+        assert_close(given, heard.norm(2, x + first), claim=claim, name="what feed_forward is given")
 
 
 @pytest.mark.exercise("PreNormBlock")
@@ -700,10 +703,11 @@ def test_attention_reads_the_stream_as_it_is(student: Student) -> None:
 @pytest.mark.exercise("PostNormBlock")
 def test_feed_forward_reads_the_normalised_sum(student: Student) -> None:
     """What the feed-forward part is given is norm1 of x plus what attention gave."""
-    x = some_x(1)
-    heard = Heard(student, "PostNormBlock", x, attention=lambda z: 5 * normal(*z.shape, seed=9))
-    stream = heard.norm(1, x + 5 * normal(*x.shape, seed=9))
-    assert_close(heard.given("feed_forward", x), stream, name="what feed_forward is given")
+    for size in (1, 1e-3):  # with small numbers eps counts
+        x, first = size * some_x(1), 5 * size * normal(2, 5, D_MODEL, seed=9)
+        heard = Heard(student, "PostNormBlock", x, attention=lambda z, first=first: first)
+        given, claim = heard.given("feed_forward", x), f"with a stream {size:g} times as large"
+        assert_close(given, heard.norm(1, x + first), claim=claim, name="what feed_forward is given")
 
 
 @pytest.mark.exercise("PostNormBlock")
@@ -718,6 +722,11 @@ def test_what_leaves_the_block_is_normalised(student: Student) -> None:
         assert heard.order, "Neither sub-layer is called."
         claim = "both sub-layers give zeros" if attention is feed_forward else "attention gives zeros"
         assert_close(heard.out, heard.norm(2, heard.norm(1, x) + added), claim=claim)
+    small = 1e-3 * second
+    heard = Heard(student, "PostNormBlock", x, attention=nothing, feed_forward=lambda z: small - z)
+    assert heard.order, "Neither sub-layer is called."
+    claim = "feed_forward takes nearly all of the stream away, so that eps counts"
+    assert_close(heard.out, heard.norm(2, small), atol=1e-2, claim=claim)
 
 
 @pytest.mark.exercise("PostNormBlock")

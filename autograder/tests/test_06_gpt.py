@@ -175,6 +175,10 @@ def test_the_block_is_that_of_gpt2(student: Student) -> None:
         expected = gpt2_block(weights, x, n_heads)
         claim = f"d_model {d_model}, {n_heads} heads, x {tuple(x.shape)}"
         assert_close(block(student, weights, n_heads)(x), expected, claim=claim)
+    weights, x = random_weights(shapes_of_block(12), seed=9), normal(2, 5, 12, seed=9)
+    weights |= {name: torch.zeros_like(value) for name, value in weights.items() if "q_proj" in name}
+    expected = gpt2_block(weights, x, 3)
+    assert_close(block(student, weights, 3)(x), expected, claim="with q_proj at zero, where all scores are 0")
 
 
 @pytest.mark.exercise("Block")
@@ -192,17 +196,23 @@ def test_the_block_adds_to_what_came_in(student: Student) -> None:
 
 @pytest.mark.exercise("Block")
 def test_a_block_never_looks_ahead(student: Student) -> None:
-    """A change at position j is noticed at j and after it, and by nobody before."""
-    x, module = normal(2, 7, 12, seed=1), block(student, random_weights(shapes_of_block(12), seed=2), 3)
-    before = tensor(module(x), shape=x.shape).detach()
-    for j in (0, 3, 6):
-        changed = x.clone()
-        changed[:, j] += normal(12, seed=j)
-        after = tensor(module(changed), shape=x.shape).detach()
-        assert_close(after[:, :j], before[:, :j], claim=f"after a change at position {j}", name="what came before it")
-        assert (after[:, j:] != before[:, j:]).any(-1).all(), (
-            f"Who may see position {j} does not notice that it changed."
-        )
+    """A change at position j is noticed at j and after it, and by nobody before, however well a later key fits."""
+    x, weights = normal(2, 7, 12, seed=1), random_weights(shapes_of_block(12), seed=2)
+    large = {name: 1e3 * value for name, value in weights.items() if "q_proj" in name or "k_proj" in name}
+    for scores, module in (
+        ("", block(student, weights, 3)),
+        (", with huge scores", block(student, weights | large, 3)),
+    ):
+        before = tensor(module(x), shape=x.shape).detach()
+        for j in (0, 3, 6):
+            changed = x.clone()
+            changed[:, j] += normal(12, seed=j)
+            after = tensor(module(changed), shape=x.shape).detach()
+            claim = f"after a change at position {j}{scores}"
+            assert_close(after[:, :j], before[:, :j], claim=claim, name="what came before it")
+            assert scores or (after[:, j:] != before[:, j:]).any(-1).all(), (
+                f"Who may see position {j} does not notice that it changed."
+            )
 
 
 @pytest.mark.exercise("Block")
@@ -417,6 +427,8 @@ def test_a_new_model_is_initialised_as_stated(student: Student) -> None:
         )
     first, second = (state[f"blocks.{i}.mlp.up_proj.weight"] for i in (0, 1))
     assert (first != second).any(), "Two blocks begin with the same numbers."
+    _, other = created(student, "GPT", 97, 64, 48, n_layers, 4)
+    assert (other["tokens.weight"] != state["tokens.weight"]).any(), "Two new models begin with the same numbers."
 
 
 @pytest.mark.exercise("GPT")
@@ -433,6 +445,7 @@ def test_a_text_longer_than_the_context_is_refused(student: Student) -> None:
 def test_gradients_reach_every_parameter_of_the_model(student: Student) -> None:
     """Everything learns, and the table of tokens twice: as the way in and as the way out."""
     weights, ids = random_weights(shapes_of_gpt(13, 8, 8, 2), seed=1), some_ids(13, 2, 6, seed=2)
+    ids[0, 2], ids[1, 4] = 0, 12  # the first and the last token of the table are tokens like any other
     upstream, module = normal(2, 6, 13, seed=3), gpt(student, weights, 2, 2)
     leaves = {name: value.clone().requires_grad_() for name, value in weights.items()}
     expected = gradients(gpt2(leaves, ids, 2), upstream, **leaves)
@@ -503,11 +516,17 @@ def check_parts(student: Student, parts: tuple[str, ...], seed: int) -> None:
 
 @pytest.mark.exercise("from_gpt2")
 def test_the_names_are_those_of_the_course(student: Student) -> None:
-    """The result has the names of GPT and no other: no lm_head, no fused matrix."""
+    """The result has the names of GPT and no other: no lm_head, which may be missing, and no fused matrix."""
     for n_layers in (1, 3):
         shapes = shapes_of_gpt(11, 5, 4, n_layers)
-        found = set(converted(student, theirs(random_weights(shapes, seed=1))))
-        assert found == set(shapes), f"Too many: {sorted(found - set(shapes))}; missing: {sorted(set(shapes) - found)}."
+        state = theirs(random_weights(shapes, seed=1))
+        for claim in ("with lm_head.weight", "without lm_head.weight"):
+            raised = raised_by(partial(student.from_gpt2, state))
+            assert raised is None, f"A state dict {claim} raises {raised.types[0] if raised else ''}: {raised}"
+            found = set(converted(student, state))
+            extra, missing = sorted(found - set(shapes)), sorted(set(shapes) - found)
+            assert found == set(shapes), f"Too many: {extra}; missing: {missing}."
+            state.pop("lm_head.weight", None)
 
 
 @pytest.mark.exercise("from_gpt2")
@@ -568,6 +587,9 @@ def test_the_state_dict_that_came_in_stays(student: Student) -> None:
     """The caller's dict keeps its names and values, and dtypes are kept: bfloat16 stays bfloat16."""
     weights = {name: value.bfloat16() for name, value in random_weights(shapes_of_gpt(7, 5, 4, 2), seed=8).items()}
     state = theirs(weights)
+    for i in range(2):
+        state[f"transformer.h.{i}.attn.bias"] = torch.ones(1, 1, 5, 5).tril()
+        state[f"transformer.h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
     kept = student.put(state)
     found = student.from_gpt2(kept)
     assert isinstance(found, dict), "from_gpt2 should return a plain dict: dict(…) makes one of what you have."
@@ -750,6 +772,12 @@ def test_every_token_weighs_the_same(student: Student) -> None:
     model, weights = watched(student)
     student.accumulate(model, batches)
     check_gradients(student, model, whole(weights, batches)[1], "micro-batches of 2, 36, 2 and 30 tokens")
+    texts = [some_ids(VOCABULARY, 2, n, seed=n) for n in (9, 3)]
+    model, weights = watched(student)
+    raised = raised_by(partial(student.accumulate, model, student.Slices(texts)))
+    assert raised is None, f"ids and targets that are slices of a tensor of texts raise an error: {raised}"
+    expected = whole(weights, [(text[:, :-1], text[:, 1:]) for text in texts])[1]
+    check_gradients(student, model, expected, "with slices of a tensor of texts")
 
 
 @pytest.mark.exercise("accumulate", weight=2)
@@ -881,6 +909,8 @@ def test_what_was_healthy_still_is(student: Student) -> None:
     expected = gradients(pytorchs(weights, x, 3), upstream, x=x)["x"]
     assert_close(gradients(module(x), upstream, x=x)["x"], expected, atol=1e-3, rtol=1e-3, name="the gradient of x")
     check_parity(student, ((2, 5, 12, 1), (2, 4, 6, 6), (3, 1, 4, 2)))
+    module.train()
+    assert_close(module(x), pytorchs(weights, x, 3).detach(), claim="in training, where nothing is dropped either")
 
 
 @pytest.mark.exercise("Mended", weight=0.5)

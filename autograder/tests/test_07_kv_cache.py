@@ -144,6 +144,10 @@ def test_the_dtypes_are_kept(student: Student) -> None:
         cache = student.KVCache()
         cache.update(0, k[:, :, :1], v[:, :, :1])
         same(cache.update(0, k[:, :, 1:], v[:, :, 1:]), k, v, claim=f"in {str(dtype)[6:]}")
+    k, v = keys_and_values(4)
+    cache, k = student.KVCache(), k.bfloat16()
+    cache.update(0, k[:, :, :1], v[:, :, :1])
+    same(cache.update(0, k[:, :, 1:], v[:, :, 1:]), k, v, claim="with keys in bfloat16 and values in float32")
 
 
 @pytest.mark.exercise("KVCache")
@@ -362,18 +366,20 @@ def test_chunks_of_any_size_give_what_the_whole_gives(student: Student) -> None:
 @pytest.mark.exercise("CachedAttention")
 def test_a_change_is_noticed_by_what_comes_after_it_and_only_by_that(student: Student) -> None:
     """Perturb a position: nothing before it changes, in its chunk or in earlier ones, and all after it does."""
-    x, sizes = normal(2, 8, 12, seed=1), (3, 4, 1)
-    layer = loaded(student, 3, random_weights(12, seed=2))
-    with torch.no_grad():
-        before = in_chunks(layer, x, sizes, student.KVCache())
-        for j in (1, 4, 6):
-            changed = x.clone()
-            changed[:, j] += 2
-            after = in_chunks(layer, changed, sizes, student.KVCache())
-            claim = f"after a change at position {j}, in chunks of {sizes}"
-            assert_close(after[:, :j], before[:, :j], claim=claim, name="what came before it")
-            moved = (after[:, j:] - before[:, j:]).abs().amax(-1) > 1e-5
-            assert moved.all(), f"{claim}: some position after it does not notice."
+    x, sizes, weights = normal(2, 8, 12, seed=1), (3, 4, 1), random_weights(12, seed=2)
+    large = {name: 1e3 * value for name, value in weights.items() if "q_proj" in name or "k_proj" in name}
+    for scores, drawn in (("", weights), (", with huge scores", weights | large)):  # however well a later key fits
+        layer = loaded(student, 3, drawn)
+        with torch.no_grad():
+            before = in_chunks(layer, x, sizes, student.KVCache())
+            for j in (1, 4, 6):
+                changed = x.clone()
+                changed[:, j] += 2
+                after = in_chunks(layer, changed, sizes, student.KVCache())
+                claim = f"after a change at position {j}, in chunks of {sizes}{scores}"
+                assert_close(after[:, :j], before[:, :j], claim=claim, name="what came before it")
+                moved = (after[:, j:] - before[:, j:]).abs().amax(-1) > 1e-5
+                assert scores or moved.all(), f"{claim}: some position after it does not notice."
 
 
 @pytest.mark.exercise("CachedAttention", weight=2)
@@ -624,6 +630,9 @@ def test_the_temperature_divides_the_logits(student: Student) -> None:
         found = shares(student, logits, temperature)
         expected = (logits / temperature).softmax(-1)
         assert_close(found, expected, atol=1e-3, rtol=0, claim=f"temperature {temperature}", name="the shares")
+    found = shares(student, logits / 128, 1 / 128)
+    claim = "logits divided by 128, at a temperature of 1/128"
+    assert_close(found, logits.softmax(-1), atol=1e-3, rtol=0, claim=claim, name="the shares")
     cold = drawn(student, logits.expand(64, -1), GRID[::32], temperature=1e-3)
     assert bool((cold == logits.argmax()).all()), "At a temperature of 0.001 it is not always the likeliest."
 
@@ -728,6 +737,9 @@ def test_bfloat16_logits_are_not_added_up_in_bfloat16(student: Student) -> None:
         found = shares(student, logits)
         expected = logits.double().softmax(-1).float()
         assert_close(found, expected, atol=1e-3, rtol=0, claim=f"100 logits in {str(dtype)[6:]}", name="the shares")
+        logits = torch.tensor([7, 6.5, 5]).to(dtype)
+        expected, claim = (logits.double() / 0.7).softmax(-1).float(), f"temperature 0.7, in {str(dtype)[6:]}"
+        assert_close(shares(student, logits, 0.7), expected, atol=1e-3, rtol=0, claim=claim, name="the shares")
 
 
 @pytest.mark.exercise("sample", weight=0.5)
@@ -866,7 +878,7 @@ def test_the_prompt_may_be_read_in_chunks(student: Student) -> None:
 @pytest.mark.exercise("generate")
 def test_the_model_gets_the_same_cache_each_time(student: Student) -> None:
     """The cache is handed on as it came, in every call, and nothing else takes its place."""
-    for cache in ("mine", 7):
+    for cache in ("mine", 7, 0, None):
         model, prompt = Model(), prompts(2, 4)
         written(student.generate(model, prompt, 3, cache, chunk=3), prompt, 3)
         assert len(model.caches) > 2, f"The model was called {len(model.caches)} times."
