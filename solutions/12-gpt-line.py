@@ -503,20 +503,20 @@ from torch import nn  # noqa: E402
 
 
 class Attention(nn.Module):
-    """Enough of it for the tests of Block: no RoPE, no window, no sinks, one key a query head."""
+    """Enough of it for the tests of Block: windows, but no RoPE, no sinks, one key a query head."""
 
     def __init__(self, config, layer):
         super().__init__()
         self.width, heads = config.d_head, config.n_heads * config.d_head
+        self.window = (*config.windows, *[None] * config.n_layers)[layer] or 10**6
         for letter in "qkv":
             self.add_module(f"{letter}_proj", torch.nn.Linear(config.d_model, heads, bias=config.qkv_bias))
         self.o_proj = torch.nn.Linear(heads, config.d_model, bias=config.o_bias)
 
     def forward(self, x, positions, mask):
         q, k, v = (torch.stack(self.get_submodule(f"{p}_proj")(x).split(self.width, -1), 1) for p in "qkv")
-        allowed = torch.logical_or(
-            mask[:, None, None, :].expand(-1, 1, x.shape[1], -1).tril(), torch.eye(x.shape[1]) > 0
-        )
+        far = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
+        allowed = torch.logical_or((far >= 0) & (far < self.window) & mask[:, None, None, :], far == 0)
         heads = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         return self.o_proj(torch.cat(heads.unbind(1), -1))
 

@@ -87,6 +87,13 @@ def repeat_kv(x, n_rep):
     return x[..., :1, :, :].repeat_interleave(n_rep * x.shape[-3], -3)
 
 
+# %% repeat_kv: by way of float32
+# caught by: test_copying_keeps_the_dtype_and_adds_up_gradients
+# says: Everything passes through float32, which rounds float64 and large integers: a copy needs no arithmetic.
+def repeat_kv(x, n_rep):
+    return x.float().repeat_interleave(n_rep, -3).to(x.dtype)
+
+
 # %% GroupedQueryAttention: tiled, so that distant heads share
 # caught by: test_the_layer_matches_pytorchs_sharing, test_neighbouring_query_heads_share
 # says: Head i of the queries reads head i % n_kv_heads: the copies are tiled. It should be i // (n_heads // n_kv_heads).
@@ -852,6 +859,59 @@ class GroupedQueryAttention(nn.Module):
         return self.o_proj(heads.transpose(1, 2).flatten(2))
 
 
+# %% GroupedQueryAttention: NaN in the gradient alone
+# caught by: test_a_position_that_may_see_nothing_gives_zeros
+# says: NaN is replaced in the output, but it is still in the gradient: one such row spoils every weight in a step.
+class GroupedQueryAttention(nn.Module):
+    def __init__(self, d_model, n_heads, n_kv_heads, d_head):
+        super().__init__()
+        if n_heads % n_kv_heads:
+            raise ValueError(f"{n_heads} heads cannot share {n_kv_heads}")
+        self.d_head, self.n_rep = d_head, n_heads // n_kv_heads
+        self.q_proj = nn.Linear(d_model, n_heads * d_head, bias=False)
+        self.k_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=False)
+        self.v_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=False)
+        self.o_proj = nn.Linear(n_heads * d_head, d_model, bias=False)
+
+    def forward(self, x, mask=None):
+        q, k, v = (
+            p(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        k, v = repeat_kv(k, self.n_rep), repeat_kv(v, self.n_rep)
+        scores = q @ k.mT / math.sqrt(self.d_head)
+        if mask is not None:
+            scores = scores + torch.zeros(mask.shape).masked_fill(~mask, -math.inf).to(scores.dtype)
+        heads = scores.softmax(-1).nan_to_num() @ v
+        return self.o_proj(heads.transpose(1, 2).flatten(2))
+
+
+# %% GroupedQueryAttention: the last mask remembered
+# caught by: test_each_sequence_and_each_call_is_for_itself
+# says: The mask of one call still holds in the next, which had none: the layer should keep nothing.
+class GroupedQueryAttention(nn.Module):
+    def __init__(self, d_model, n_heads, n_kv_heads, d_head):
+        super().__init__()
+        if n_heads % n_kv_heads:
+            raise ValueError(f"{n_heads} heads cannot share {n_kv_heads}")
+        self.d_head, self.n_rep = d_head, n_heads // n_kv_heads
+        self.q_proj = nn.Linear(d_model, n_heads * d_head, bias=False)
+        self.k_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=False)
+        self.v_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=False)
+        self.o_proj = nn.Linear(n_heads * d_head, d_model, bias=False)
+
+    def forward(self, x, mask=None):
+        q, k, v = (
+            p(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        k, v = repeat_kv(k, self.n_rep), repeat_kv(v, self.n_rep)
+        if mask is not None:
+            self.mask = mask
+        old = getattr(self, "mask", None)
+        fits = old is not None and old.shape[-1] == x.shape[1]
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=old if fits else None)
+        return self.o_proj(heads.transpose(1, 2).flatten(2))
+
+
 # %% kv_cache_bytes: the queries, too
 # caught by: test_without_sharing_every_head_has_a_key_and_a_value, test_only_heads_of_keys_and_values_are_kept
 # says: The queries are counted as well. They are never kept: a query asks once.
@@ -1096,6 +1156,34 @@ def kv_cache_bytes(config, length, batch=1, dtype=torch.bfloat16):
         d_head = config.get("head_dim") or config["hidden_size"] // n_heads
         numbers = 2 * config.setdefault("num_key_value_heads", n_heads) * d_head
     return batch * length * config["num_hidden_layers"] * numbers * dtype.itemsize
+
+
+# %% kv_cache_bytes: no more than a window
+# caught by: test_only_heads_of_keys_and_values_are_kept
+# says: The cache ends at sliding_window. Windows are chapter 10's: here every position is kept.
+def kv_cache_bytes(config, length, batch=1, dtype=torch.bfloat16):
+    if config.get("kv_lora_rank") is not None:
+        numbers = config["kv_lora_rank"] + config["qk_rope_head_dim"]
+    else:
+        n_heads = config["num_attention_heads"]
+        d_head = config.get("head_dim") or config["hidden_size"] // n_heads
+        numbers = 2 * (config.get("num_key_value_heads") or n_heads) * d_head
+    length = min(length, config.get("sliding_window") or length)
+    return batch * length * config["num_hidden_layers"] * numbers * dtype.itemsize
+
+
+# %% kv_cache_bytes: multiplied in float32
+# caught by: test_the_bytes_are_an_int_and_the_config_is_left_alone
+# says: The product is rounded: float32 has 24 bits, and a cache may have billions of bytes.
+def kv_cache_bytes(config, length, batch=1, dtype=torch.bfloat16):
+    if config.get("kv_lora_rank") is not None:
+        numbers = config["kv_lora_rank"] + config["qk_rope_head_dim"]
+    else:
+        n_heads = config["num_attention_heads"]
+        d_head = config.get("head_dim") or config["hidden_size"] // n_heads
+        numbers = 2 * (config.get("num_key_value_heads") or n_heads) * d_head
+    sizes = torch.tensor([batch, length, config["num_hidden_layers"], numbers, dtype.itemsize])
+    return int(sizes.float().prod())
 
 
 # %% pool_heads: distant heads pooled
@@ -1388,6 +1476,19 @@ def pool_heads(state, n_heads, n_kv_heads):
     pooled = dict(state)
     for name, value in state.items():
         if name.split(".")[-2:-1] in (["k_proj"], ["v_proj"]):
+            pooled[name] = value.unflatten(0, (n_kv_heads, n_heads // n_kv_heads, -1)).mean(1).flatten(0, 1)
+    return pooled
+
+
+# %% pool_heads: an error only where something is pooled
+# caught by: test_pools_must_be_equal
+# says: Whether the groups are equal is asked entry by entry, so that a state without keys and values passes.
+def pool_heads(state, n_heads, n_kv_heads):
+    pooled = dict(state)
+    for name, value in state.items():
+        if name.split(".")[-2:-1] in (["k_proj"], ["v_proj"]):
+            if n_heads % n_kv_heads:
+                raise ValueError(f"{n_heads} heads in {n_kv_heads} groups")
             pooled[name] = value.unflatten(0, (n_kv_heads, n_heads // n_kv_heads, -1)).mean(1).flatten(0, 1)
     return pooled
 
@@ -2964,4 +3065,74 @@ class LatentAttention(nn.Module):
         if mask is not None:
             mask |= ~mask.any(-1, keepdim=True)
         heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.o_proj(heads.transpose(1, 2).flatten(2)), kept
+
+
+# %% LatentAttention: NaN in the gradient alone
+# caught by: test_a_row_without_anything_to_see_gives_zeros
+# says: NaN is replaced in the output, but it is still in the gradient: one such row spoils every weight in a step.
+class LatentAttention(nn.Module):
+    def __init__(self, d_model, n_heads, *, q_rank, kv_rank, d_nope, d_rope, d_v, rope_theta=10_000.0):
+        super().__init__()
+        self.h, self.rank, self.nope, self.rope, self.v, self.theta = n_heads, kv_rank, d_nope, d_rope, d_v, rope_theta
+        self.q_down, self.q_up = (
+            nn.Linear(d_model, q_rank, False),
+            nn.Linear(q_rank, n_heads * (d_nope + d_rope), False),
+        )
+        self.kv_down, self.kv_up = (
+            nn.Linear(d_model, kv_rank + d_rope, False),
+            nn.Linear(kv_rank, n_heads * (d_nope + d_v), False),
+        )
+        self.q_norm, self.kv_norm = nn.RMSNorm(q_rank, eps=1e-6), nn.RMSNorm(kv_rank, eps=1e-6)
+        self.o_proj = nn.Linear(n_heads * d_v, d_model, bias=False)
+
+    def forward(self, x, mask=None, kept=None):
+        start = 0 if kept is None else kept.shape[1]
+        positions = torch.arange(start, start + x.shape[1])
+        latent, key = self.kv_down(x).split([self.rank, self.rope], -1)
+        new = torch.cat([self.kv_norm(latent), rotate(key, positions, self.theta)], -1)
+        kept = new if kept is None else torch.cat([kept, new], 1)
+        latent, key = kept.split([self.rank, self.rope], -1)
+        k, v = self.kv_up(latent).unflatten(-1, (self.h, -1)).transpose(1, 2).split([self.nope, self.v], -1)
+        q = self.q_up(self.q_norm(self.q_down(x))).unflatten(-1, (self.h, -1)).transpose(1, 2)
+        q = torch.cat([q[..., : self.nope], rotate(q[..., self.nope :], positions, self.theta)], -1)
+        k = torch.cat([k, key[:, None].expand(-1, self.h, -1, -1)], -1)
+        scores = q @ k.mT / math.sqrt(self.nope + self.rope)
+        scores = scores if mask is None else scores + torch.zeros(mask.shape).masked_fill(~mask, -math.inf).to(x)
+        heads = scores.softmax(-1).nan_to_num() @ v
+        return self.o_proj(heads.transpose(1, 2).flatten(2)), kept
+
+
+# %% LatentAttention: a table of 2048 positions
+# caught by: test_positions_turn_by_rope_theta
+# says: Beyond position 2047 all positions are the same: a text may be longer than a table.
+class LatentAttention(nn.Module):
+    def __init__(self, d_model, n_heads, *, q_rank, kv_rank, d_nope, d_rope, d_v, rope_theta=10_000.0):
+        super().__init__()
+        self.h, self.rank, self.nope, self.rope, self.v, self.theta = n_heads, kv_rank, d_nope, d_rope, d_v, rope_theta
+        self.q_down, self.q_up = (
+            nn.Linear(d_model, q_rank, False),
+            nn.Linear(q_rank, n_heads * (d_nope + d_rope), False),
+        )
+        self.kv_down, self.kv_up = (
+            nn.Linear(d_model, kv_rank + d_rope, False),
+            nn.Linear(kv_rank, n_heads * (d_nope + d_v), False),
+        )
+        self.q_norm, self.kv_norm = nn.RMSNorm(q_rank, eps=1e-6), nn.RMSNorm(kv_rank, eps=1e-6)
+        self.o_proj = nn.Linear(n_heads * d_v, d_model, bias=False)
+
+    def forward(self, x, mask=None, kept=None):
+        start = 0 if kept is None else kept.shape[1]
+        positions = torch.arange(start, start + x.shape[1]).clamp(max=2047)
+        latent, key = self.kv_down(x).split([self.rank, self.rope], -1)
+        new = torch.cat([self.kv_norm(latent), rotate(key, positions, self.theta)], -1)
+        kept = new if kept is None else torch.cat([kept, new], 1)
+        latent, key = kept.split([self.rank, self.rope], -1)
+        k, v = self.kv_up(latent).unflatten(-1, (self.h, -1)).transpose(1, 2).split([self.nope, self.v], -1)
+        q = self.q_up(self.q_norm(self.q_down(x))).unflatten(-1, (self.h, -1)).transpose(1, 2)
+        q = torch.cat([q[..., : self.nope], rotate(q[..., self.nope :], positions, self.theta)], -1)
+        k = torch.cat([k, key[:, None].expand(-1, self.h, -1, -1)], -1)
+        scores = q @ k.mT / math.sqrt(self.nope + self.rope)
+        scores = scores if mask is None else scores.masked_fill(~mask, -math.inf)
+        heads = scores.softmax(-1).nan_to_num() @ v
         return self.o_proj(heads.transpose(1, 2).flatten(2)), kept

@@ -333,6 +333,52 @@ class RollingKVCache:
         return tuple(out)
 
 
+# %% RollingKVCache: the length of layer 0
+# caught by: test_length_counts_every_position_that_was_seen
+# says: The length is that of layer 0, which may never come: any layer that has come can tell it.
+class RollingKVCache:
+    def __init__(self, window):
+        self.window, self.k, self.v, self.seen = window, {}, {}, {}
+
+    @property
+    def length(self):
+        return self.seen.get(0, 0)
+
+    def update(self, layer, k, v):
+        start, out = self.seen.get(layer, 0), []
+        end = self.seen[layer] = start + k.shape[2]
+        past = torch.arange(max(0, start - self.window + 1), start) % self.window
+        new = torch.arange(max(start, end - self.window), end) % self.window
+        for kept, x in ((self.k, k), (self.v, v)):
+            ring = kept.setdefault(layer, x.new_zeros(*x.shape[:2], self.window, x.shape[3]))
+            out.append(torch.cat([ring[:, :, past], x], 2))
+            ring[:, :, new] = x[:, :, -len(new) :]
+        return tuple(out)
+
+
+# %% RollingKVCache: the layer that came first counts for all
+# caught by: test_each_layer_has_its_own_keys_and_values
+# says: Only the layer that came first moves the counter on; in the next chunk another layer may come before it.
+class RollingKVCache:
+    def __init__(self, window):
+        self.window, self.k, self.v, self.length, self.first = window, {}, {}, 0, None
+
+    def update(self, layer, k, v):
+        if self.first is None:
+            self.first = layer
+        if layer == self.first:
+            self.length += k.shape[2]
+        end, out = self.length, []
+        start = max(0, end - k.shape[2])
+        past = torch.arange(max(0, start - self.window + 1), start) % self.window
+        new = torch.arange(max(start, end - self.window), end) % self.window
+        for kept, x in ((self.k, k), (self.v, v)):
+            ring = kept.setdefault(layer, x.new_zeros(*x.shape[:2], self.window, x.shape[3]))
+            out.append(torch.cat([ring[:, :, past], x], 2))
+            ring[:, :, new] = x[:, :, -len(new) :]
+        return tuple(out)
+
+
 # %% block_sparse_mask: blocks, but no positions
 # caught by: test_the_mask_is_a_square_of_booleans
 # says: The mask has a row for each block; it should have one for each position.
@@ -599,6 +645,45 @@ def topk_attention(q, k, v, top_k, mask=None):
     return torch.nan_to_num(scores.masked_fill(~chosen, -math.inf).softmax(-1)) @ v
 
 
+# %% topk_attention: a small number that decides ties
+# caught by: test_the_lower_index_wins_a_tie
+# says: Ties are broken by subtracting a small number, which is lost beside a large score.
+def topk_attention(q, k, v, top_k, mask=None):
+    scores = q @ k.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    best = (scores - 1e-6 * torch.arange(scores.shape[-1])).argsort(dim=-1, descending=True)[..., :top_k]
+    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
+    chosen = chosen if mask is None else chosen & mask
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=chosen)
+
+
+# %% topk_attention: −10⁴ for −∞
+# caught by: test_large_scores_do_not_overflow
+# says: Blocked keys have a score of −10,000, which is better than some that are allowed.
+def topk_attention(q, k, v, top_k, mask=None):
+    scores = q @ k.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -1e4)
+    best = scores.argsort(dim=-1, descending=True, stable=True)[..., :top_k]
+    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
+    chosen = chosen if mask is None else chosen & mask
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=chosen)
+
+
+# %% topk_attention: float32 inside
+# caught by: test_the_result_has_the_dtype_and_leading_dimensions_of_the_input
+# says: Everything passes through float32, so that float64 comes back with half of its digits.
+def topk_attention(q, k, v, top_k, mask=None):
+    scores = q @ k.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    best = scores.argsort(dim=-1, descending=True, stable=True)[..., :top_k]
+    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
+    chosen = chosen if mask is None else chosen & mask
+    return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=chosen).to(v.dtype)
+
+
 # %% LinformerAttention: E for keys and values
 # caught by: test_every_query_attends_to_the_mixtures, test_one_mixture_is_the_same_for_all
 # says: E mixes the values too, and F is never used: the values are mixed by F.
@@ -854,3 +939,28 @@ class LinformerAttention(nn.Module):
         e, f = self.e_proj.weight[:, :n], self.f_proj.weight[:, :n]
         k, v = e @ (self.k_proj(x) * real), f @ (self.v_proj(x) * real)
         return self.o_proj(F.scaled_dot_product_attention(self.q_proj(x), k, v))
+
+
+# %% LinformerAttention: dropout
+# caught by: test_sequences_of_a_batch_do_not_meet
+# says: In training the weights are dropped at random; this layer has no dropout.
+class LinformerAttention(nn.Module):
+    def __init__(self, d_model, n_heads, n_max, rank):
+        super().__init__()
+        self.n_heads, self.n_max = n_heads, n_max
+        for letter in "qkvo":
+            setattr(self, f"{letter}_proj", nn.Linear(d_model, d_model, bias=False))
+        self.e_proj, self.f_proj = nn.Linear(n_max, rank, bias=False), nn.Linear(n_max, rank, bias=False)
+
+    def forward(self, x, mask=None):
+        n = x.shape[1]
+        if n > self.n_max:
+            raise ValueError(f"{n} positions, at most {self.n_max}")
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0)
+        q, e, f = self.q_proj(x), self.e_proj.weight[:, :n], self.f_proj.weight[:, :n]
+        k, v = e @ (self.k_proj(x)), f @ (self.v_proj(x))
+        q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in (q, k, v))
+        return self.o_proj(
+            F.scaled_dot_product_attention(q, k, v, dropout_p=0.1 * self.training).transpose(1, 2).flatten(2)
+        )

@@ -622,6 +622,214 @@ def read_config(config):
     )
 
 
+# %% read_config: a tie that is null
+# caught by: test_absent_keys_mean_the_first_llama
+# says: A null under tie_word_embeddings becomes None, and should be false.
+def read_config(config):
+    kind = config.get("model_type")
+    if kind not in {"llama", "mistral", "qwen2", "qwen3"}:
+        raise ValueError(f"unknown model_type {kind}")
+    if config.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"hidden_act {config['hidden_act']} is unknown")
+    for key in ("attention_bias", "mlp_bias"):
+        if config.get(key):
+            raise ValueError(f"{key} is {config[key]}")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaling_type = rope.get("rope_type") or rope.get("type") or "default"
+    if scaling_type not in ("default", "llama3"):
+        raise ValueError(f"unknown RoPE scaling {scaling_type}")
+    scaling = None
+    if scaling_type == "llama3":
+        scaling = RopeScaling(
+            float(rope["factor"]),
+            float(rope["low_freq_factor"]),
+            float(rope["high_freq_factor"]),
+            rope["original_max_position_embeddings"],
+        )
+    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000
+    n, window = config["num_hidden_layers"], config.get("sliding_window")
+    windows = [None] * n
+    if kind == "mistral":
+        windows = [window] * n
+    if kind.startswith("qwen") and config.get("use_sliding_window"):
+        first = config["max_window_layers"]
+        layer_types = config.get("layer_types") or ["full_attention"] * first + ["sliding_attention"] * n
+        windows = [window if layer == "sliding_attention" else None for layer in layer_types[:n]]
+    heads = config["num_attention_heads"]
+    return DecoderConfig(
+        vocabulary=config["vocab_size"],
+        d_model=config["hidden_size"],
+        n_layers=n,
+        n_heads=heads,
+        n_kv_heads=config.get("num_key_value_heads") or heads,
+        d_head=config.get("head_dim") or config["hidden_size"] // heads,
+        d_hidden=config["intermediate_size"],
+        norm_eps=float(config["rms_norm_eps"]),
+        rope_theta=float(theta),
+        rope_scaling=scaling,
+        qkv_bias=kind == "qwen2",
+        qk_norm=kind == "qwen3",
+        windows=tuple(windows),
+        tied=config.get("tie_word_embeddings", False),
+    )
+
+
+# %% read_config: Qwen3's heads have 128 channels
+# caught by: test_absent_keys_mean_the_first_llama
+# says: Without head_dim, Qwen3 gets 128, the usual size; it should be the width divided by the heads.
+def read_config(config):
+    kind = config.get("model_type")
+    if kind not in {"llama", "mistral", "qwen2", "qwen3"}:
+        raise ValueError(f"unknown model_type {kind}")
+    if config.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"hidden_act {config['hidden_act']} is unknown")
+    for key in ("attention_bias", "mlp_bias"):
+        if config.get(key):
+            raise ValueError(f"{key} is {config[key]}")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaling_type = rope.get("rope_type") or rope.get("type") or "default"
+    if scaling_type not in ("default", "llama3"):
+        raise ValueError(f"unknown RoPE scaling {scaling_type}")
+    scaling = None
+    if scaling_type == "llama3":
+        scaling = RopeScaling(
+            float(rope["factor"]),
+            float(rope["low_freq_factor"]),
+            float(rope["high_freq_factor"]),
+            rope["original_max_position_embeddings"],
+        )
+    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000
+    n, window = config["num_hidden_layers"], config.get("sliding_window")
+    windows = [None] * n
+    if kind == "mistral":
+        windows = [window] * n
+    if kind.startswith("qwen") and config.get("use_sliding_window"):
+        first = config["max_window_layers"]
+        layer_types = config.get("layer_types") or ["full_attention"] * first + ["sliding_attention"] * n
+        windows = [window if layer == "sliding_attention" else None for layer in layer_types[:n]]
+    heads = config["num_attention_heads"]
+    return DecoderConfig(
+        vocabulary=config["vocab_size"],
+        d_model=config["hidden_size"],
+        n_layers=n,
+        n_heads=heads,
+        n_kv_heads=config.get("num_key_value_heads") or heads,
+        d_head=config.get("head_dim") or (kind == "qwen3" and 128) or config["hidden_size"] // heads,
+        d_hidden=config["intermediate_size"],
+        norm_eps=float(config["rms_norm_eps"]),
+        rope_theta=float(theta),
+        rope_scaling=scaling,
+        qkv_bias=kind == "qwen2",
+        qk_norm=kind == "qwen3",
+        windows=tuple(windows),
+        tied=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+# %% read_config: attention_bias decides
+# caught by: test_the_family_says_where_there_is_a_bias_or_a_norm
+# says: attention_bias decides about Qwen2's bias, and only model_type should.
+def read_config(config):
+    kind = config.get("model_type")
+    if kind not in {"llama", "mistral", "qwen2", "qwen3"}:
+        raise ValueError(f"unknown model_type {kind}")
+    if config.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"hidden_act {config['hidden_act']} is unknown")
+    for key in ("attention_bias", "mlp_bias"):
+        if config.get(key):
+            raise ValueError(f"{key} is {config[key]}")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaling_type = rope.get("rope_type") or rope.get("type") or "default"
+    if scaling_type not in ("default", "llama3"):
+        raise ValueError(f"unknown RoPE scaling {scaling_type}")
+    scaling = None
+    if scaling_type == "llama3":
+        scaling = RopeScaling(
+            float(rope["factor"]),
+            float(rope["low_freq_factor"]),
+            float(rope["high_freq_factor"]),
+            rope["original_max_position_embeddings"],
+        )
+    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000
+    n, window = config["num_hidden_layers"], config.get("sliding_window")
+    windows = [None] * n
+    if kind == "mistral":
+        windows = [window] * n
+    if kind.startswith("qwen") and config.get("use_sliding_window"):
+        first = config["max_window_layers"]
+        layer_types = config.get("layer_types") or ["full_attention"] * first + ["sliding_attention"] * n
+        windows = [window if layer == "sliding_attention" else None for layer in layer_types[:n]]
+    heads = config["num_attention_heads"]
+    return DecoderConfig(
+        vocabulary=config["vocab_size"],
+        d_model=config["hidden_size"],
+        n_layers=n,
+        n_heads=heads,
+        n_kv_heads=config.get("num_key_value_heads") or heads,
+        d_head=config.get("head_dim") or config["hidden_size"] // heads,
+        d_hidden=config["intermediate_size"],
+        norm_eps=float(config["rms_norm_eps"]),
+        rope_theta=float(theta),
+        rope_scaling=scaling,
+        qkv_bias=config.get("attention_bias", kind == "qwen2"),
+        qk_norm=kind == "qwen3",
+        windows=tuple(windows),
+        tied=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+# %% read_config: GELU is refused in one spelling
+# caught by: test_what_the_decoder_cannot_do_is_refused
+# says: Only hidden_act gelu is refused; everything that is not silu should be.
+def read_config(config):
+    kind = config.get("model_type")
+    if kind not in {"llama", "mistral", "qwen2", "qwen3"}:
+        raise ValueError(f"unknown model_type {kind}")
+    if config.get("hidden_act") in ("gelu", "relu"):
+        raise ValueError(f"hidden_act {config['hidden_act']} is unknown")
+    for key in ("attention_bias", "mlp_bias"):
+        if config.get(key):
+            raise ValueError(f"{key} is {config[key]}")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaling_type = rope.get("rope_type") or rope.get("type") or "default"
+    if scaling_type not in ("default", "llama3"):
+        raise ValueError(f"unknown RoPE scaling {scaling_type}")
+    scaling = None
+    if scaling_type == "llama3":
+        scaling = RopeScaling(
+            float(rope["factor"]),
+            float(rope["low_freq_factor"]),
+            float(rope["high_freq_factor"]),
+            rope["original_max_position_embeddings"],
+        )
+    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000
+    n, window = config["num_hidden_layers"], config.get("sliding_window")
+    windows = [None] * n
+    if kind == "mistral":
+        windows = [window] * n
+    if kind.startswith("qwen") and config.get("use_sliding_window"):
+        first = config["max_window_layers"]
+        layer_types = config.get("layer_types") or ["full_attention"] * first + ["sliding_attention"] * n
+        windows = [window if layer == "sliding_attention" else None for layer in layer_types[:n]]
+    heads = config["num_attention_heads"]
+    return DecoderConfig(
+        vocabulary=config["vocab_size"],
+        d_model=config["hidden_size"],
+        n_layers=n,
+        n_heads=heads,
+        n_kv_heads=config.get("num_key_value_heads") or heads,
+        d_head=config.get("head_dim") or config["hidden_size"] // heads,
+        d_hidden=config["intermediate_size"],
+        norm_eps=float(config["rms_norm_eps"]),
+        rope_theta=float(theta),
+        rope_scaling=scaling,
+        qkv_bias=kind == "qwen2",
+        qk_norm=kind == "qwen3",
+        windows=tuple(windows),
+        tied=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
 # %% rope_frequencies: the exponent is half as large
 # caught by: test_plain_frequencies_fall_from_one
 # says: The exponents go from 0 to 1/2: they should go to 1, two channels a pair.
@@ -1735,6 +1943,52 @@ class Attention(nn.Module):
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
+# %% Attention: a table of 2048 positions
+# caught by: test_angles_are_computed_in_float32
+# says: Beyond position 2047 all positions are the same: a text may be longer than a table.
+class Attention(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.c, self.layer = config, layer
+        d_q, d_kv = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
+        self.q_proj = nn.Linear(config.d_model, d_q, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.d_model, d_kv, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.d_model, d_kv, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(d_q, config.d_model, bias=False)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.d_head, config.norm_eps)
+            self.k_norm = nn.RMSNorm(config.d_head, config.norm_eps)
+
+    def forward(self, x, mask=None, cache=None):
+        c, (batch, n, _) = self.c, x.shape
+        past = 0 if cache is None else cache.length(self.layer)
+        if mask is None:
+            mask = torch.ones(batch, past + n, dtype=torch.bool)
+        q, k, v = (p(x).view(batch, n, -1, c.d_head).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if c.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        positions = (mask.cumsum(-1) - 1).clamp(0, 2047)[:, past:]
+        q, k = self.rope(q, positions), self.rope(k, positions)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        k, v = (t.repeat_interleave(c.n_heads // c.n_kv_heads, 1) for t in (k, v))
+        i, j = torch.arange(past, past + n)[:, None], torch.arange(past + n)
+        may = (j <= i) & mask[:, None, None, :]
+        window = c.windows[self.layer] if c.windows else None
+        if window is not None:
+            may = may & (j > i - window)
+        scores = q @ k.mT / math.sqrt(c.d_head)
+        weights = scores.masked_fill(~may, -math.inf).softmax(-1).nan_to_num(0)
+        return self.o_proj((weights @ v).transpose(1, 2).reshape(batch, n, -1))
+
+    def rope(self, x, positions):
+        omega = rope_frequencies(self.c.d_head, self.c.rope_theta, self.c.rope_scaling)
+        angles = (positions[..., None] * omega)[:, None]
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
 # %% Decoder: GELU for SiLU
 # caught by: test_the_decoder_is_llama
 # says: The gate goes through GELU: that is GEGLU, and these families have SwiGLU.
@@ -2646,6 +2900,33 @@ def read_safetensors(path):
         if info["dtype"] not in DTYPES:
             raise ValueError(f"{name}: unknown dtype {info['dtype']}")
         dtype, shape, (begin, end) = DTYPES[info["dtype"].replace("BF16", "F16")], info["shape"], info["data_offsets"]
+        if begin < 0 or end < begin or end > len(data):
+            raise ValueError(f"{name}: offsets {begin}, {end} outside the data")
+        if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != end - begin:
+            raise ValueError(f"{name}: {end - begin} bytes for shape {shape}")
+        found[name] = torch.empty(shape, dtype=dtype)
+        if end > begin:
+            found[name] = torch.frombuffer(bytearray(data[begin:end]), dtype=dtype).view(shape)
+    return found
+
+
+# %% read_safetensors: whatever begins with two underscores is passed over
+# caught by: test_metadata_and_spaces_are_no_tensors
+# says: Tensors whose names begin with __ are lost: only __metadata__ is none.
+def read_safetensors(path):
+    with open(path, "rb") as file:
+        raw = file.read()
+    size = int.from_bytes(raw[:8], "little")
+    if len(raw) < 8 + size:
+        raise ValueError(f"{path} is cut off")
+    header, data = json.loads(raw[8 : 8 + size]), raw[8 + size :]
+    found = {}
+    for name, info in header.items():
+        if name.startswith("__"):
+            continue
+        if info["dtype"] not in DTYPES:
+            raise ValueError(f"{name}: unknown dtype {info['dtype']}")
+        dtype, shape, (begin, end) = DTYPES[info["dtype"]], info["shape"], info["data_offsets"]
         if begin < 0 or end < begin or end > len(data):
             raise ValueError(f"{name}: offsets {begin}, {end} outside the data")
         if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != end - begin:

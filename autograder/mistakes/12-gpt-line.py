@@ -2846,6 +2846,58 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+# %% Block: every attention is that of layer 0
+# caught by: test_a_block_hands_the_mask_on
+# says: Every attention is told that it is layer 0, so that all layers have the window of the first.
+def norm_of(config):
+    if config.norm == "rms":
+        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+    return nn.LayerNorm(config.d_model, eps=config.norm_eps, elementwise_affine=config.norm != "plain")
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.kind, bias = config.mlp, config.mlp_bias
+        if self.kind in ("swiglu", "clamped"):
+            self.gate_proj = nn.Linear(config.d_model, config.d_hidden, bias=bias)
+        self.up_proj = nn.Linear(config.d_model, config.d_hidden, bias=bias)
+        self.down_proj = nn.Linear(config.d_hidden, config.d_model, bias=bias)
+
+    def forward(self, x):
+        up = self.up_proj(x)
+        if self.kind == "gelu":
+            return self.down_proj(F.gelu(up))
+        if self.kind == "gelu_tanh":
+            return self.down_proj(F.gelu(up, approximate="tanh"))
+        gate = self.gate_proj(x)
+        if self.kind == "swiglu":
+            return self.down_proj(F.silu(gate) * up)
+        gate, up = gate.clamp(max=7), up.clamp(-7, 7)
+        return self.down_proj(gate * torch.sigmoid(1.702 * gate) * (up + 1))
+
+
+class Block(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.residual = config.residual
+        self.norm1 = norm_of(config)
+        self.attention = Attention(config, 0)
+        if config.residual != "shared":
+            self.norm2 = norm_of(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x, positions, mask):
+        y = self.norm1(x)
+        a = self.attention(y, positions, mask)
+        if self.residual == "parallel":
+            return x + a + self.mlp(self.norm2(x))
+        if self.residual == "shared":
+            return x + a + self.mlp(y)
+        x = x + a
+        return x + self.mlp(self.norm2(x))
+
+
 # %% Decoder: BLOOM without the norm of its tokens
 # caught by: test_the_whole_model_gives_the_logits_of, test_the_first_and_the_last_norm_stand_where_they_should
 # says: The norm right after the table of tokens is there, and is not used: without it BLOOM's logits are far off.

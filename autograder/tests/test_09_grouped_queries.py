@@ -74,10 +74,11 @@ def test_any_number_of_dimensions_may_stand_before_the_heads(student: Student) -
 
 @pytest.mark.exercise("repeat_kv")
 def test_copying_keeps_the_dtype_and_adds_up_gradients(student: Student) -> None:
-    """Any dtype passes unchanged, and the gradient of a head is the sum of those of its copies."""
-    for dtype in (torch.bfloat16, torch.float64, torch.int64):
-        x = torch.arange(30).reshape(1, 1, 5, 6).to(dtype)
-        assert_close(student.repeat_kv(x, 3), x.expand(1, 3, 5, 6), name=f"the {str(dtype)[6:]} result")
+    """Any dtype passes unchanged, to the last digit, and the gradient of a head is the sum of those of its copies."""
+    numbers = torch.arange(30).reshape(1, 1, 5, 6)
+    for x in (numbers.bfloat16(), numbers.double() / 7, numbers + 2**40):
+        name = f"the {str(x.dtype)[6:]} result"
+        assert_close(student.repeat_kv(x, 3), x.expand(1, 3, 5, 6), atol=0, rtol=0, name=name)
     x, upstream = normal(2, 1, 5, 3, seed=1).requires_grad_(), normal(2, 4, 5, 3, seed=2)
     found = gradients(student.repeat_kv(x, 4), upstream, x=x)["x"]
     assert_close(found, upstream.sum(1, keepdim=True), name="the gradient of x")
@@ -290,14 +291,18 @@ def test_gradients_reach_x_and_the_shared_weights(student: Student) -> None:
 
 @pytest.mark.exercise("GroupedQueryAttention")
 def test_a_position_that_may_see_nothing_gives_zeros(student: Student) -> None:
-    """A row of the mask without any True gives an output of zeros, never NaN."""
+    """A row of the mask without any True gives an output of zeros, never NaN, and no gradient is NaN either."""
     layer, mask = shared(student), some_mask(5, 5, seed=2)
     mask[1] = False
-    out = tensor(layer(normal(2, 5, 10, seed=3), mask), shape=(2, 5, 10)).detach()
+    x = normal(2, 5, 10, seed=3).requires_grad_()
+    answer = tensor(layer(x, mask), shape=(2, 5, 10))
+    out = answer.detach()
     assert_close(out[:, 1], torch.zeros(2, 10), name="the output of a position that may attend to nothing")
     others = out[:, [0, 2, 3, 4]]
     assert others.isfinite().all(), "A position that may attend to nothing made others NaN or infinite."
     assert others.any(-1).all(), "A position that may attend to something gives zeros."
+    grad = gradients(answer, normal(2, 5, 10, seed=4), x=x)["x"]
+    assert grad.isfinite().all(), "A position that may attend to nothing made the gradient of x NaN or infinite."
 
 
 @pytest.mark.exercise("GroupedQueryAttention", weight=0.5)
@@ -308,8 +313,9 @@ def test_each_sequence_and_each_call_is_for_itself(student: Student) -> None:
     together = tensor(layer(x), shape=x.shape).detach()
     looks_around(layer, x)
     tensor(layer(normal(2, 7, 10, seed=3), causal(7)), shape=(2, 7, 10))
+    tensor(layer(x, causal(5)), shape=x.shape)
     for i in range(3):
-        assert_close(layer(x[i : i + 1]), together[i : i + 1], claim=f"sequence {i} alone, after a call of other sizes")
+        assert_close(layer(x[i : i + 1]), together[i : i + 1], claim=f"sequence {i} alone, after calls with masks")
     layer.train()
     assert_close(layer(x), together, claim="in training")
     assert sorted(layer.state_dict()) == names, f"After some calls the state dict holds {sorted(layer.state_dict())}."
@@ -386,16 +392,17 @@ def test_without_sharing_every_head_has_a_key_and_a_value(student: Student) -> N
         found = size_of(student, config, length)
         right = really(32, (1, 32, length, 128), (1, 32, length, 128))
         assert found == right, f"Llama 2 7B with {length} positions does not take {found} bytes."
-    small = {"hidden_size": 15, "num_attention_heads": 3, "num_hidden_layers": 7}
+    small = {"hidden_size": 16, "num_attention_heads": 3, "num_hidden_layers": 7}
     found = size_of(student, small, 11)
     assert found == really(7, (3, 11, 5), (3, 11, 5)), f"7 layers, 3 heads of 5, 11 positions: not {found} bytes."
 
 
 @pytest.mark.exercise("kv_cache_bytes")
 def test_only_heads_of_keys_and_values_are_kept(student: Student) -> None:
-    """num_key_value_heads says how many heads are kept; a head's width does not change with it."""
+    """num_key_value_heads says how many heads are kept; neither a head's width nor a window changes anything."""
     for heads in (8, 1, 32):
-        found = size_of(student, {**LLAMA_3_8B, "num_key_value_heads": heads}, 100)
+        config = {**LLAMA_3_8B, "num_key_value_heads": heads, "max_position_embeddings": 50, "sliding_window": 25}
+        found = size_of(student, config, 100)
         right = really(32, (heads, 100, 128), (heads, 100, 128))
         assert found == right, f"With {heads} heads of keys and values beside 32 of queries: not {found} bytes."
 
@@ -419,9 +426,9 @@ def test_a_latent_and_one_rotary_key_serve_all_heads(student: Student) -> None:
         assert found == right, (
             f"DeepSeek-V3 with {config['num_hidden_layers']} layers, 10 positions: not {found} bytes."
         )
-    without = {**LLAMA_3_8B, "kv_lora_rank": None, "qk_rope_head_dim": None}
-    found = size_of(student, without, 10)
-    assert found == really(32, (8, 10, 128), (8, 10, 128)), f"Llama 3 8B with kv_lora_rank None: not {found} bytes."
+    for without in ({"kv_lora_rank": None, "qk_rope_head_dim": None}, {"qk_rope_head_dim": 64}):
+        found = size_of(student, {**LLAMA_3_8B, **without}, 10)
+        assert found == really(32, (8, 10, 128), (8, 10, 128)), f"Llama 3 8B with {without}: not {found} bytes."
 
 
 @pytest.mark.exercise("kv_cache_bytes")
@@ -443,6 +450,8 @@ def test_the_bytes_are_an_int_and_the_config_is_left_alone(student: Student) -> 
         found = student.kv_cache_bytes(kept, 5)
         assert type(found) is int, f"kv_cache_bytes should return an int, not a {type(found).__name__}."
         assert found == 5 * right * config["num_hidden_layers"], f"Five positions: not {found} bytes."
+        found = size_of(student, config, 100_003)
+        assert found == 100_003 * right * config["num_hidden_layers"], f"100,003 positions: not {found} bytes."
         assert kept.get() == config, "kv_cache_bytes changes the config that it is given."
         assert size_of(student, config, 0) == 0, "A cache of length 0 should take 0 bytes."
 
@@ -569,9 +578,9 @@ def test_pools_must_be_equal(student: Student) -> None:
     """If n_heads is not divisible by n_kv_heads, it raises a ValueError that names both numbers."""
     state = {"k_proj.weight": normal(24, 3, seed=1), "v_proj.weight": normal(24, 3, seed=2)}
     pooled(student, state, 6, 3)  # these are
-    for n_heads, n_kv_heads in ((8, 3), (4, 8), (6, 4)):
-        what = f"pool_heads(state, {n_heads}, {n_kv_heads})"
-        names_both(partial(student.pool_heads, state, n_heads, n_kv_heads), what, n_heads, n_kv_heads)
+    for entries, n_heads, n_kv_heads in ((state, 8, 3), (state, 4, 8), (state, 6, 4), ({}, 6, 4)):
+        what = f"pool_heads({'state' if entries else '{}'}, {n_heads}, {n_kv_heads})"
+        names_both(partial(student.pool_heads, entries, n_heads, n_kv_heads), what, n_heads, n_kv_heads)
 
 
 @pytest.mark.exercise("pool_heads", weight=0.5)
@@ -728,11 +737,12 @@ def test_the_layer_is_deepseeks(student: Student) -> None:
 @pytest.mark.exercise("LatentAttention")
 def test_positions_turn_by_rope_theta(student: Student) -> None:
     """rope_theta says how slowly the pairs turn, and far positions are turned far."""
-    for theta in (10.0, 500_000.0):
+    for theta, n in ((10.0, 70), (500_000.0, 2100)):  # a table of positions ends somewhere
         size = sizes_of(8, 2, 5, 6, 2, 6, 3, rope_theta=theta)
-        weights, x = random_weights(latent_shapes(size), seed=1), normal(1, 70, 8, seed=2)
-        found = output(latent(student, size, weights)(x, causal(70)))
-        assert_close(found, deepseek(weights, size, x, causal(70)), claim=f"rope_theta {theta:g}", name="the output")
+        weights, x = random_weights(latent_shapes(size), seed=1), normal(1, n, 8, seed=2)
+        found = output(latent(student, size, weights)(x, causal(n)))
+        claim = f"rope_theta {theta:g}, {n} positions"
+        assert_close(found, deepseek(weights, size, x, causal(n)), claim=claim, name="the output")
 
 
 @pytest.mark.exercise("LatentAttention", weight=3)
@@ -874,14 +884,18 @@ def test_gradients_reach_x_and_all_seven_weights(student: Student) -> None:
 
 @pytest.mark.exercise("LatentAttention")
 def test_a_row_without_anything_to_see_gives_zeros(student: Student) -> None:
-    """A row of the mask without any True gives an output of zeros, never NaN."""
+    """A row of the mask without any True gives an output of zeros, never NaN, and no gradient is NaN either."""
     layer, mask = usual(student), some_mask(5, 5, seed=2)
     mask[1] = False
-    out = tensor(output(layer(normal(2, 5, 12, seed=3), mask)), shape=(2, 5, 12), name="the output").detach()
+    x = normal(2, 5, 12, seed=3).requires_grad_()
+    answer = tensor(output(layer(x, mask)), shape=(2, 5, 12), name="the output")
+    out = answer.detach()
     assert_close(out[:, 1], torch.zeros(2, 12), name="the output of a position that may attend to nothing")
     others = out[:, [0, 2, 3, 4]]
     assert others.isfinite().all(), "A position that may attend to nothing made others NaN or infinite."
     assert others.any(-1).all(), "A position that may attend to something gives zeros."
+    grad = gradients(answer, normal(2, 5, 12, seed=4), x=x)["x"]
+    assert grad.isfinite().all(), "A position that may attend to nothing made the gradient of x NaN or infinite."
 
 
 @pytest.mark.exercise("LatentAttention")

@@ -251,7 +251,7 @@ def test_sizes_are_read(student: Student) -> None:
 @pytest.mark.exercise("read_config")
 def test_absent_keys_mean_the_first_llama(student: Student) -> None:
     """Without groups, head size, base or tying: as many keys as heads, heads that share the width, 10 000, untied."""
-    nulls = {"num_key_value_heads": None, "head_dim": None}
+    nulls = {"num_key_value_heads": None, "head_dim": None, "tie_word_embeddings": None}
     bare = {key: value for key, value in LLAMA1.items() if key != "hidden_act"}
     for claim, config in (("absent", LLAMA1), ("null", LLAMA1 | nulls), ("absent", bare | {"hidden_size": 2048})):
         d_head = config["hidden_size"] // 32
@@ -259,6 +259,7 @@ def test_absent_keys_mean_the_first_llama(student: Student) -> None:
         check_fields(student, config, f"LLaMA 1, {claim} keys", qkv_bias=False, qk_norm=False, **wanted)
     check_fields(student, LLAMA1 | {"rms_norm_eps": 1}, "an eps that is an integer", norm_eps=1.0)
     check_fields(student, MISTRAL | {"hidden_size": 5120, "head_dim": 128}, "32 heads of 128 in 5120", d_head=128)
+    check_fields(student, QWEN3 | {"hidden_size": 2048, "head_dim": None}, "Qwen3, a null head_dim", d_head=64)
 
 
 @pytest.mark.exercise("read_config")
@@ -295,6 +296,7 @@ def test_the_family_says_where_there_is_a_bias_or_a_norm(student: Student) -> No
         family = config["model_type"]
         check_fields(student, config, family, qkv_bias=family == "qwen2", qk_norm=family == "qwen3")
     check_fields(student, QWEN2, "qwen2", tied=True)
+    check_fields(student, QWEN2 | {"attention_bias": False}, "qwen2 with attention_bias false", qkv_bias=True)
     check_fields(student, QWEN3 | {"tie_word_embeddings": False}, "qwen3", tied=False)
     for config in (MISTRAL, QWEN2, QWEN3):
         bare = {key: value for key, value in config.items() if key != "tie_word_embeddings"}
@@ -346,7 +348,8 @@ def test_other_families_are_refused(student: Student) -> None:
 def test_what_the_decoder_cannot_do_is_refused(student: Student) -> None:
     """Another activation, biases elsewhere, another stretching of RoPE: a ValueError that names key and value."""
     fields(student, QWEN3)
-    check_refused(student, "read_config", LLAMA2 | {"hidden_act": "gelu"}, "hidden_act gelu", "hidden_act", "gelu")
+    for act in ("gelu", "gelu_pytorch_tanh"):
+        check_refused(student, "read_config", LLAMA2 | {"hidden_act": act}, f"hidden_act {act}", "hidden_act", act)
     for key in ("attention_bias", "mlp_bias"):
         check_refused(student, "read_config", LLAMA31 | {key: True}, f"{key} true", key, "true")
     for kind in ("yarn", "linear"):
@@ -588,8 +591,12 @@ def test_gradients_reach_every_weight_of_attention(student: Student) -> None:
 
 @pytest.mark.exercise("Attention", weight=0.5)
 def test_angles_are_computed_in_float32(student: Student) -> None:
-    """In bfloat16 it still knows where position 300 is: angles are computed in float32, and cast at the end."""
-    found = Case(families.TINY["llama"][1] | {"num_hidden_layers": 1, "rope_theta": 1e4}, 5, 300, (0,))
+    """Position 2000 is not the last, and bfloat16 knows where 300 is: angles are in float32, and cast at the end."""
+    config = families.TINY["llama"][1] | {"num_hidden_layers": 1, "rope_theta": 1e4}
+    far = Case(config, 5, 2100, (0,))
+    result = attention_of(student, far, 0)(far.trace["blocks.0.norm1"])
+    assert_close(result, far.trace["blocks.0.attention"], atol=1e-3, rtol=1e-3, claim="a text of 2100 tokens")
+    found = Case(config, 5, 300, (0,))
     found.state = {name: (2 * value).bfloat16().float() for name, value in found.state.items()}
     module, x = attention_of(student, found, 0), found.trace["blocks.0.norm1"].bfloat16()
     expected = tensor(module(x.float()), shape=x.shape).detach()[:, 200:]
@@ -838,8 +845,8 @@ def test_metadata_and_spaces_are_no_tensors(student: Student) -> None:
     for spaces in (0, 1, 7):
         found = by_hand(header.encode() + b" " * spaces, data)
         check_tensors(student, found, made, f"entries in another order, {spaces} spaces behind the header")
-    named = {"größe.重み": normal(3, seed=1)}
-    check_tensors(student, packed(named), named, "a name that is not English")
+    named = {"größe.重み": normal(3, seed=1), "__a__": normal(2, seed=2)}
+    check_tensors(student, packed(named), named, "names that are not English, or begin with __")
 
 
 @pytest.mark.exercise("read_safetensors")

@@ -774,13 +774,16 @@ def test_gradients_reach_every_parameter_of_the_block(student: Student) -> None:
 
 @pytest.mark.exercise("Block", weight=0.5)
 def test_a_block_hands_the_mask_on(student: Student) -> None:
-    """Attention gets the positions and the mask: a text with padding on its left gives what it gives alone."""
+    """Attention gets its layer, the positions and the mask: each layer has its window, and padding changes nothing."""
     fields = SIZES | PLAIN | {"norm": "layer", "residual": "parallel", "mlp": "gelu"}
     weights, x = random_weights(shapes_of_block(form_of(fields)), seed=1), normal(1, 6, 12, seed=2)
     module, mask = loaded(student, "Block", fields, weights, 0), torch.arange(6)[None] >= 2
     alone = right_block(form_of(fields), weights, x[:, 2:])
     found = tensor(module(x, (torch.arange(6) - 2).clamp(min=0)[None], mask), shape=x.shape)
     assert_close(found[:, 2:], alone, claim="with two tokens of padding")
+    second = loaded(student, "Block", fields | {"windows": (None, 2)}, weights, 1)
+    right = right_block(form_of(fields | {"windows": (2, None)}), weights, x)  # the oracle's layer 0
+    assert_close(second(x, *text(1, 6)), right, claim="layer 1, which alone has a window")
 
 
 @pytest.mark.exercise("Block", weight=0.5)
