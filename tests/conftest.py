@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,10 @@ from autograder.sandbox import jail as jails
 ROOT = Path(__file__).resolve().parents[1]
 CLASS = ROOT / "examples" / "class"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # as in a shell's background, and what we start would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 NIGHTLY = bool(os.environ.get("ICHIMON_NIGHTLY"))  # `make nightly` sets it: more examples, and tests that take long
 
 # The others know our marks and words. Where course.toml changes these, only what follows it can judge.

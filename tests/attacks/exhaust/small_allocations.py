@@ -1,5 +1,5 @@
 # story: Takes memory in small pieces, each of which anybody might need.
-# says: out of memory
+# says: out of memory|timed out
 # %%
 pieces = []
 while True:
