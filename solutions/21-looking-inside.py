@@ -178,8 +178,8 @@ def t_quantile(p: float, df: int) -> float:
 # - entry `i` is read off the stream after `i` layers;
 # - so the last entry is `model(ids).logits`.
 # - Every entry goes through `model.model.norm`, then through `model.lm_head`.
-# - The model is left as it was: the same weights, the same training mode, no hook left behind. The result needs no
-#   gradient: its `requires_grad` is `False`.
+# - The model is left as it was: the same weights, each part in the same training mode, no hook left behind, and none
+#   gone that others had put there. The result needs no gradient: its `requires_grad` is `False`.
 # - Two traps. A stream that skips the norm is far too small or too large, and differently in each layer. And in
 #   transformers `output_hidden_states=True` gives these very streams, but the last of them *after* the norm: who puts
 #   all of them through the norm applies it twice.
@@ -349,10 +349,10 @@ except ImportError as error:
 #   head 0, and so on.
 # - The mean is taken **over all positions of all texts of `reference`**, in the model as it is, with nothing ablated:
 #   one vector of `head_dim` numbers a head. It replaces the head's output at every position of `ids`.
-# - A layer or a head that the model does not have raises a `ValueError` that names the pair. Slices would not complain:
-#   they would ablate nothing.
-# - The model is left as it was: the same weights, the same training mode, no hook left behind, also after a
-#   `ValueError`. The result's `requires_grad` is `False`.
+# - A layer or a head that the model does not have, such as a negative one, raises a `ValueError` that names the pair.
+#   Slices would not complain: they would ablate nothing.
+# - The model is left as it was, also after a `ValueError`: the same weights, each part in the same training mode, no
+#   hook left behind, and none gone that others had put there. The result's `requires_grad` is `False`.
 # - The trap: a mean over `ids` themselves still tells the model about `ids`.
 
 
@@ -369,7 +369,7 @@ def mean_ablate(
     projections = [layer.self_attn.o_proj for layer in model.model.layers]
     width = model.model.layers[0].self_attn.head_dim
     for layer, head in heads:
-        if layer >= len(projections) or head >= projections[layer].in_features // width:
+        if layer not in range(len(projections)) or head not in range(projections[layer].in_features // width):
             raise ValueError(f"The model has no head {head} in layer {layer}: both are counted from 0.")
     means = {}
 

@@ -626,17 +626,18 @@ from torch import nn  # noqa: E402
 
 
 class Small(nn.Module):
-    """A model with matrices, a gain, a bias and a parameter that is not trained."""
+    """A model with matrices, a gain, a bias, a tensor of three dimensions and a parameter that is not trained."""
 
     def __init__(self, vocabulary, d_model):
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, d_model)
         self.gain = nn.Parameter(torch.ones(d_model))
         self.read = nn.Linear(d_model, vocabulary)
+        self.stack = nn.Parameter(torch.ones(2, 1, d_model))
         self.frozen = nn.Parameter(torch.ones(vocabulary, 1), requires_grad=False)
 
     def forward(self, ids):
-        return self.read(torch.tanh(self.tokens(ids) * self.gain)) + self.frozen[:, 0]
+        return self.read(torch.tanh(self.tokens(ids) * self.gain + self.stack.sum((0, 1)))) + self.frozen[:, 0]
 
 
 def parts_with_rates(told):
@@ -940,6 +941,8 @@ class Various(nn.Module):
         block.mlp.router_up = nn.Parameter(torch.ones(3, 8))
         block.mlp.gate_up = nn.Parameter(torch.ones(3, 7, 9))
         self.blocks = nn.ModuleList([block])
+        self.head = nn.Module()
+        self.head.blocks = nn.Linear(8, 6, bias=False)
         self.blocks_after = nn.Linear(8, 6, bias=False)
 
 
@@ -1091,13 +1094,14 @@ def serving_parts(told=None):
 
 
 class Watching:
-    """A model that counts on, and notes whether gradients are recorded where it is called."""
+    """A model that counts on, notes whether gradients are recorded where it is called, and draws as dropout does."""
 
     def __init__(self):
         self.recorded = []
 
     def __call__(self, ids, cache):
         self.recorded.append(torch.is_grad_enabled())
+        torch.rand(3)
         return torch.nn.functional.one_hot((ids + 1) % 11, 11).float()
 
 

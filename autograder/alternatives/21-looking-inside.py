@@ -127,7 +127,9 @@ def mean_ablate(model, ids, heads, reference):
 def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     n_heads = model.lm_head.in_features // width
-    wrong = [(layer, head) for layer, head in heads if layer >= len(model.model.layers) or head >= n_heads]
+    wrong = [
+        (layer, head) for layer, head in heads if not (0 <= layer < len(model.model.layers) and 0 <= head < n_heads)
+    ]
     if wrong:
         raise ValueError(f"The model lacks {wrong}.")
 
@@ -162,7 +164,7 @@ def mean_ablate(model, ids, heads, reference):
     d_model, d_head = layers[0].self_attn.o_proj.in_features, layers[0].self_attn.head_dim
     out = torch.zeros(len(layers), d_model, dtype=torch.bool)
     for layer, head in heads:
-        if layer > len(layers) - 1 or (head + 1) * d_head > d_model:
+        if min(layer, head) < 0 or layer > len(layers) - 1 or (head + 1) * d_head > d_model:
             raise ValueError(f"layer {layer}, head {head}: not in this model")
         out[layer, head * d_head : head * d_head + d_head] = True
     inputs = []

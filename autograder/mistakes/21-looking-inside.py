@@ -135,6 +135,47 @@ def logit_lens(model, ids):
         return torch.stack([model.lm_head(model.model.norm(x)) for x in streams])
 
 
+# %% logit_lens: the training mode is switched on afterwards, whatever it was
+# caught by: test_the_model_is_left_as_it_was
+# says: The lens is right, but afterwards the whole model is in one mode: each part should be in the mode it was in.
+def logit_lens(model, ids):
+    was = model.training
+    model.eval()
+    with torch.no_grad():
+        streams = [model.model.embed_tokens(ids)]
+        for layer in model.model.layers:
+            streams.append(layer(streams[-1]))
+        found = torch.stack([model.lm_head(model.model.norm(x)) for x in streams])
+    model.train(was)
+    return found
+
+
+# %% logit_lens: all hooks are removed, whoever put them there
+# caught by: test_the_model_is_left_as_it_was
+# says: The lens is right, but it removes every hook that it finds: remove your own, by their handles.
+def logit_lens(model, ids):
+    streams = []
+    listening = [*model.model.layers, model.model.norm]
+    for part in listening:
+        part.register_forward_pre_hook(lambda part, args: streams.append(args[0]))
+    with torch.no_grad():
+        model(ids)
+        for part in listening:
+            part._forward_pre_hooks.clear()
+        return torch.stack([model.lm_head(model.model.norm(x)) for x in streams])
+
+
+# %% logit_lens: the model's parameters are frozen
+# caught by: test_the_model_is_left_as_it_was
+# says: The lens is right, but the model can learn no more: its parameters require no gradient afterwards.
+def logit_lens(model, ids):
+    model.requires_grad_(False)
+    streams = [model.model.embed_tokens(ids)]
+    for layer in model.model.layers:
+        streams.append(layer(streams[-1]))
+    return torch.stack([model.lm_head(model.model.norm(x)) for x in streams])
+
+
 # %% attention_rollout: multiplied in the wrong order
 # caught by: test_maps_are_multiplied_from_the_last_layer_down_to_the_first
 # says: The maps are multiplied from the first layer to the last: the first should stand at the right end.
@@ -279,7 +320,7 @@ def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     projections = [layer.self_attn.o_proj for layer in model.model.layers]
     for layer, head in heads:
-        if layer >= len(projections) or head >= projections[0].in_features // width:
+        if layer not in range(len(projections)) or head not in range(projections[0].in_features // width):
             raise ValueError(f"no head {head} in layer {layer}")
     means = {}
 
@@ -311,7 +352,7 @@ def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     projections = [layer.self_attn.o_proj for layer in model.model.layers]
     for layer, head in heads:
-        if layer >= len(projections) or head >= projections[0].in_features // width:
+        if layer not in range(len(projections)) or head not in range(projections[0].in_features // width):
             raise ValueError(f"no head {head} in layer {layer}")
     means = {}
 
@@ -343,7 +384,7 @@ def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     projections = [layer.self_attn.o_proj for layer in model.model.layers]
     for layer, head in heads:
-        if layer >= len(projections) or head >= projections[0].in_features // width:
+        if layer not in range(len(projections)) or head not in range(projections[0].in_features // width):
             raise ValueError(f"no head {head} in layer {layer}")
     means = {}
 
@@ -375,7 +416,7 @@ def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     projections = [layer.self_attn.o_proj for layer in model.model.layers]
     for layer, head in heads:
-        if layer >= len(projections) or head >= projections[0].in_features // width:
+        if layer not in range(len(projections)) or head not in range(projections[0].in_features // width):
             raise ValueError(f"no head {head} in layer {layer}")
     means = {}
 
@@ -407,7 +448,7 @@ def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     projections = [layer.self_attn.o_proj for layer in model.model.layers]
     for layer, head in heads:
-        if layer >= len(projections) or head >= projections[0].in_features // width:
+        if layer not in range(len(projections)) or head not in range(projections[0].in_features // width):
             raise ValueError(f"no head {head} in layer {layer}")
     means = {}
 
@@ -439,7 +480,7 @@ def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     projections = [layer.self_attn.o_proj for layer in model.model.layers]
     for layer, head in heads:
-        if layer >= len(projections) or head >= projections[0].in_features // width:
+        if layer not in range(len(projections)) or head not in range(projections[0].in_features // width):
             raise ValueError(f"no head {head} in layer {layer}")
     means = {}
 
@@ -471,7 +512,7 @@ def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     projections = [layer.self_attn.o_proj for layer in model.model.layers]
     for layer, head in heads:
-        if layer >= len(projections) or head >= projections[0].in_features // width:
+        if layer not in range(len(projections)) or head not in range(projections[0].in_features // width):
             raise ValueError(f"no head {head} in layer {layer}")
     means = {}
 
@@ -503,7 +544,7 @@ def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     projections = [layer.self_attn.o_proj for layer in model.model.layers]
     for layer, head in heads:
-        if layer >= len(projections) or head >= projections[0].in_features // width:
+        if layer not in range(len(projections)) or head not in range(projections[0].in_features // width):
             raise ValueError(f"no head {head} in layer {layer}")
     means = {}
 
@@ -535,7 +576,7 @@ def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     projections = [layer.self_attn.o_proj for layer in model.model.layers]
     for layer, head in heads:
-        if layer >= len(projections) or head >= projections[0].in_features // width:
+        if layer not in range(len(projections)) or head not in range(projections[0].in_features // width):
             raise ValueError(f"no head {head} in layer {layer}")
     means = {}
 
@@ -567,7 +608,7 @@ def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     projections = [layer.self_attn.o_proj for layer in model.model.layers]
     for layer, head in heads:
-        if layer >= len(projections) or head >= projections[0].in_features // width:
+        if layer not in range(len(projections)) or head not in range(projections[0].in_features // width):
             raise ValueError(f"no head {head} in layer {layer}")
     means = {}
 
@@ -602,7 +643,7 @@ def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     projections = [layer.self_attn.o_proj for layer in model.model.layers]
     for layer, head in heads:
-        if layer >= len(projections) or head >= projections[0].in_features // width:
+        if layer not in range(len(projections)) or head not in range(projections[0].in_features // width):
             raise ValueError(f"no head {head} in layer {layer}")
     means = {}
 
@@ -634,7 +675,7 @@ def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     projections = [layer.self_attn.o_proj for layer in model.model.layers]
     for layer, head in heads:
-        if layer >= len(projections) or False:
+        if layer not in range(len(projections)):
             raise ValueError(f"no head {head} in layer {layer}")
     means = {}
 
@@ -650,6 +691,106 @@ def mean_ablate(model, ids, heads, reference):
     def run(text, hooks):
         handles = [projections[layer].register_forward_pre_hook(hook) for layer, hook in hooks]
         logits = model(text).logits
+        for handle in handles:
+            handle.remove()
+        return logits
+
+    with torch.no_grad():
+        run(reference, [(layer, partial(listen, layer)) for layer, _ in heads])
+        return run(ids, [(layer, partial(replace, layer, head)) for layer, head in heads])
+
+
+# %% mean_ablate: negative numbers are counted from the end
+# caught by: test_a_head_that_is_not_there_is_refused
+# says: A negative layer or head raises no ValueError: both are counted from 0.
+def mean_ablate(model, ids, heads, reference):
+    width = model.model.layers[0].self_attn.head_dim
+    projections = [layer.self_attn.o_proj for layer in model.model.layers]
+    for layer, head in heads:
+        if layer >= len(projections) or head >= projections[0].in_features // width:
+            raise ValueError(f"no head {head} in layer {layer}")
+    means = {}
+
+    def listen(layer, part, args):
+        means[layer] = args[0].mean((0, 1))
+
+    def replace(layer, head, part, args):
+        x = args[0].clone()
+        columns = slice(head * width, (head + 1) * width)
+        x[..., columns] = means[layer][columns]
+        return (x,)
+
+    def run(text, hooks):
+        handles = [projections[layer].register_forward_pre_hook(hook) for layer, hook in hooks]
+        logits = model(text).logits
+        for handle in handles:
+            handle.remove()
+        return logits
+
+    with torch.no_grad():
+        run(reference, [(layer, partial(listen, layer)) for layer, _ in heads])
+        return run(ids, [(layer, partial(replace, layer, head)) for layer, head in heads])
+
+
+# %% mean_ablate: all hooks are removed, whoever put them there
+# caught by: test_the_model_says_afterwards_what_it_said_before
+# says: The ablation is right, but it removes every hook that it finds: remove your own, by their handles.
+def mean_ablate(model, ids, heads, reference):
+    width = model.model.layers[0].self_attn.head_dim
+    projections = [layer.self_attn.o_proj for layer in model.model.layers]
+    for layer, head in heads:
+        if layer not in range(len(projections)) or head not in range(projections[0].in_features // width):
+            raise ValueError(f"no head {head} in layer {layer}")
+    means = {}
+
+    def listen(layer, part, args):
+        means[layer] = args[0].mean((0, 1))
+
+    def replace(layer, head, part, args):
+        x = args[0].clone()
+        columns = slice(head * width, (head + 1) * width)
+        x[..., columns] = means[layer][columns]
+        return (x,)
+
+    def run(text, hooks):
+        for layer, hook in hooks:
+            projections[layer].register_forward_pre_hook(hook)
+        logits = model(text).logits
+        for projection in projections:
+            projection._forward_pre_hooks.clear()
+        return logits
+
+    with torch.no_grad():
+        run(reference, [(layer, partial(listen, layer)) for layer, _ in heads])
+        return run(ids, [(layer, partial(replace, layer, head)) for layer, head in heads])
+
+
+# %% mean_ablate: the whole model is put into one mode
+# caught by: test_the_model_says_afterwards_what_it_said_before
+# says: The ablation is right, but afterwards the whole model is in one mode: each part should be in the mode it was in.
+def mean_ablate(model, ids, heads, reference):
+    width = model.model.layers[0].self_attn.head_dim
+    projections = [layer.self_attn.o_proj for layer in model.model.layers]
+    for layer, head in heads:
+        if layer not in range(len(projections)) or head not in range(projections[0].in_features // width):
+            raise ValueError(f"no head {head} in layer {layer}")
+    means = {}
+
+    def listen(layer, part, args):
+        means[layer] = args[0].mean((0, 1))
+
+    def replace(layer, head, part, args):
+        x = args[0].clone()
+        columns = slice(head * width, (head + 1) * width)
+        x[..., columns] = means[layer][columns]
+        return (x,)
+
+    def run(text, hooks):
+        handles = [projections[layer].register_forward_pre_hook(hook) for layer, hook in hooks]
+        was = model.training
+        model.eval()
+        logits = model(text).logits
+        model.train(was)
         for handle in handles:
             handle.remove()
         return logits
@@ -698,7 +839,7 @@ def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     projections = [layer.self_attn.o_proj for layer in model.model.layers]
     for layer, head in heads:
-        if layer >= len(projections) or head >= projections[0].in_features // width:
+        if layer not in range(len(projections)) or head not in range(projections[0].in_features // width):
             raise ValueError(f"no head {head} in layer {layer}")
     means = {}
 
@@ -734,7 +875,7 @@ def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     projections = [layer.self_attn.o_proj for layer in model.model.layers]
     for layer, head in heads:
-        if layer >= len(projections) or head >= projections[0].in_features // width:
+        if layer not in range(len(projections)) or head not in range(projections[0].in_features // width):
             raise ValueError(f"no head {head} in layer {layer}")
     means = {}
 
@@ -929,6 +1070,38 @@ def template_bias(score, templates, words, confidence=0.95):
     filled = [[score(t.replace("{}", a)) - score(t.replace("{}", b)) for t in templates] for a, b in words]
     values = [statistics.fmean(row) for row in filled] if len(words) > 1 else filled[0]
     n = len(values)
+    mean = statistics.fmean(values)
+    half = t_quantile((1 + confidence) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+# %% template_bias: a template that is repeated counts once
+# caught by: test_several_pairs_in_a_template_are_one_witness
+# says: The differences are kept by template, so that one which is given twice counts once.
+def template_bias(score, templates, words, confidence=0.95):
+    n = len(templates)
+    if n < 2:
+        raise ValueError(f"{n} templates are too few")
+    values = {
+        t: statistics.fmean(score(t.replace("{}", a)) - score(t.replace("{}", b)) for a, b in words) for t in templates
+    }
+    n = len(values)
+    mean = statistics.fmean(values.values())
+    half = t_quantile((1 + confidence) / 2, n - 1) * statistics.stdev(values.values()) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+# %% template_bias: pairs are kept by their first word
+# caught by: test_several_pairs_in_a_template_are_one_witness
+# says: The pairs are made a dictionary: of those with the same first word only the last is left.
+def template_bias(score, templates, words, confidence=0.95):
+    n, words = len(templates), dict(words)
+    if n < 2:
+        raise ValueError(f"{n} templates are too few")
+    values = [
+        statistics.fmean(score(t.replace("{}", a)) - score(t.replace("{}", b)) for a, b in words.items())
+        for t in templates
+    ]
     mean = statistics.fmean(values)
     half = t_quantile((1 + confidence) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
     return mean, mean - half, mean + half

@@ -1229,6 +1229,28 @@ def decode_roofline(config, batch, context, bandwidth, peak, weight_bits=16, kv_
     }
 
 
+# %% decode_roofline: FLOPs as a float
+# caught by: test_every_text_computes_its_token
+# says: The FLOPs are a float: count them with ints.
+def decode_roofline(config, batch, context, bandwidth, peak, weight_bits=16, kv_bits=16):
+    s, (total, active) = read(config), parameters(config)
+    weights = active - s.d_model * (s.n_positions + (0 if s.tied else s.vocabulary))
+    if s.n_experts > s.top_k:
+        touched = s.n_experts * (1 - (1 - s.top_k / s.n_experts) ** batch)
+        weights += (touched - s.top_k) * (total - active) / (s.n_experts - s.top_k)
+    fetched = weights * weight_bits / 8 + kv_bytes(config, context, batch, kv_bits)
+    flops = batch * flops_per_token(config, context)
+    fetching, computing = fetched / bandwidth, flops / peak
+    seconds = max(fetching, computing)
+    return {
+        "bytes": fetched,
+        "flops": float(flops),
+        "seconds": seconds,
+        "tokens_per_second": batch / seconds,
+        "bound": "memory" if fetching >= computing else "compute",
+    }
+
+
 # %% decode_roofline: the bound by its other name
 # caught by: test_the_slower_of_the_two_decides
 # says: The bound is named after the faster part; it is what one waits for.
@@ -1648,6 +1670,32 @@ def recommend(models, need):
             "context": (need["context"] > model["context"], need["context"], model["context"]),
             "languages": (bool(lacking), sorted(lacking), sorted(model["languages"])),
             "licence": (not model["licence"], need["use"], model["licence"]),
+            "adaptation": (learning > memory, learning, memory),
+        }
+        reasons = {reason: (asked, there) for reason, (fails, asked, there) in checks.items() if fails}
+        return {"name": model["name"], "reasons": reasons, "bytes": size}
+
+    return sorted(map(judged, models), key=lambda row: (len(row["reasons"]), row["bytes"]))
+
+
+# %% recommend: research is always allowed
+# caught by: test_each_reason_alone_is_found
+# says: A licence need not allow research: what it allows stands in "uses".
+def recommend(models, need):
+
+    def judged(model):
+        cache, memory = need["context"] * model["kv_bytes"], need["memory"]
+        size, fetched = (model[name] * need["weight_bits"] / 8 + cache for name in ("parameters", "active"))
+        speed = need["bandwidth"] / fetched
+        lacking, learning = need["languages"] - model["languages"], model["parameters"] * ADAPTATION[need["adaptation"]]
+        shapes = TASKS[need["task"]]
+        checks = {
+            "task": (model["shape"] not in shapes, shapes, model["shape"]),
+            "memory": (size > memory, size, memory),
+            "speed": (speed < need["tokens_per_second"], need["tokens_per_second"], speed),
+            "context": (need["context"] > model["context"], need["context"], model["context"]),
+            "languages": (bool(lacking), sorted(lacking), sorted(model["languages"])),
+            "licence": (need["use"] != "research" and need["use"] not in model["uses"], need["use"], model["licence"]),
             "adaptation": (learning > memory, learning, memory),
         }
         reasons = {reason: (asked, there) for reason, (fails, asked, there) in checks.items() if fails}

@@ -770,6 +770,188 @@ class Model(nn.Module):
         return self.norm(x) @ self.tokens.weight.T
 
 
+# %% Model: no mask for a single token
+# caught by: test_in_chunks_with_a_cache_it_says_the_same
+# says: A single token is read without a mask: what it may see is still for parts.chunk_mask to say.
+class Attention(nn.Module):
+    def __init__(self, config, parts, layer):
+        super().__init__()
+        self.config, self.parts, self.layer = (config, parts, layer)
+        self.q_proj = nn.Linear(config.d_model, config.n_heads * config.d_head, bias=False)
+        self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=False)
+        self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=False)
+        self.o_proj = nn.Linear(config.n_heads * config.d_head, config.d_model, bias=False)
+
+    def forward(self, x, start, cache):
+        c, parts, n = (self.config, self.parts, x.shape[1])
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (proj(x).unflatten(-1, (-1, c.d_head)).transpose(1, 2) for proj in projections)
+        positions = torch.arange(start, start + n)
+        q, k = (parts.rope(q, positions, c.rope_theta), parts.rope(k, positions, c.rope_theta))
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        k, v = (parts.repeat_kv(part, c.n_heads // c.n_kv_heads) for part in (k, v))
+        mask = parts.chunk_mask(n, k.shape[2]) if n > 1 else None
+        heads = parts.attention(q, k, v, mask)
+        return self.o_proj(heads.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    def __init__(self, config, parts, layer):
+        super().__init__()
+        sizes = (config.d_model, config.d_hidden)
+        self.norm1 = parts.norm(config.d_model)
+        self.attention = Attention(config, parts, layer)
+        self.norm2 = parts.norm(config.d_model)
+        self.mlp = (
+            parts.experts(*sizes, config.n_experts, config.top_k) if config.n_experts else parts.feed_forward(*sizes)
+        )
+
+    def forward(self, x, start, cache):
+        x = x + self.attention(self.norm1(x), start, cache)
+        return x + self.mlp(self.norm2(x))
+
+
+class Model(nn.Module):
+    def __init__(self, config, parts):
+        super().__init__()
+        if config.n_heads % config.n_kv_heads:
+            raise ValueError(f"{config.n_heads} query heads cannot share {config.n_kv_heads} heads of keys equally")
+        self.tokens = nn.Embedding(config.vocabulary, config.d_model)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        self.blocks = nn.ModuleList((Block(config, parts, layer) for layer in range(config.n_layers)))
+        self.norm = parts.norm(config.d_model)
+
+    def forward(self, ids, cache=None):
+        start = 0 if cache is None else cache.length
+        x = self.tokens(ids)
+        for block in self.blocks:
+            x = block(x, start, cache)
+        return self.norm(x) @ self.tokens.weight.T
+
+
+# %% Model: one expert is none
+# caught by: test_with_experts_it_is_a_mixtral
+# says: With n_experts 1 there are experts too: only 0 means that there are none.
+class Attention(nn.Module):
+    def __init__(self, config, parts, layer):
+        super().__init__()
+        self.config, self.parts, self.layer = (config, parts, layer)
+        self.q_proj = nn.Linear(config.d_model, config.n_heads * config.d_head, bias=False)
+        self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=False)
+        self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=False)
+        self.o_proj = nn.Linear(config.n_heads * config.d_head, config.d_model, bias=False)
+
+    def forward(self, x, start, cache):
+        c, parts, n = (self.config, self.parts, x.shape[1])
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (proj(x).unflatten(-1, (-1, c.d_head)).transpose(1, 2) for proj in projections)
+        positions = torch.arange(start, start + n)
+        q, k = (parts.rope(q, positions, c.rope_theta), parts.rope(k, positions, c.rope_theta))
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        k, v = (parts.repeat_kv(part, c.n_heads // c.n_kv_heads) for part in (k, v))
+        heads = parts.attention(q, k, v, parts.chunk_mask(n, k.shape[2]))
+        return self.o_proj(heads.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    def __init__(self, config, parts, layer):
+        super().__init__()
+        sizes = (config.d_model, config.d_hidden)
+        self.norm1 = parts.norm(config.d_model)
+        self.attention = Attention(config, parts, layer)
+        self.norm2 = parts.norm(config.d_model)
+        self.mlp = (
+            parts.experts(*sizes, config.n_experts, config.top_k)
+            if config.n_experts > 1
+            else parts.feed_forward(*sizes)
+        )
+
+    def forward(self, x, start, cache):
+        x = x + self.attention(self.norm1(x), start, cache)
+        return x + self.mlp(self.norm2(x))
+
+
+class Model(nn.Module):
+    def __init__(self, config, parts):
+        super().__init__()
+        if config.n_heads % config.n_kv_heads:
+            raise ValueError(f"{config.n_heads} query heads cannot share {config.n_kv_heads} heads of keys equally")
+        self.tokens = nn.Embedding(config.vocabulary, config.d_model)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        self.blocks = nn.ModuleList((Block(config, parts, layer) for layer in range(config.n_layers)))
+        self.norm = parts.norm(config.d_model)
+
+    def forward(self, ids, cache=None):
+        start = 0 if cache is None else cache.length
+        x = self.tokens(ids)
+        for block in self.blocks:
+            x = block(x, start, cache)
+        return self.norm(x) @ self.tokens.weight.T
+
+
+# %% Model: it counts the positions itself
+# caught by: test_in_chunks_with_a_cache_it_says_the_same
+# says: The model counts positions itself, and goes on counting when another cache comes: ask the cache how long it is.
+class Attention(nn.Module):
+    def __init__(self, config, parts, layer):
+        super().__init__()
+        self.config, self.parts, self.layer = (config, parts, layer)
+        self.q_proj = nn.Linear(config.d_model, config.n_heads * config.d_head, bias=False)
+        self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=False)
+        self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=False)
+        self.o_proj = nn.Linear(config.n_heads * config.d_head, config.d_model, bias=False)
+
+    def forward(self, x, start, cache):
+        c, parts, n = (self.config, self.parts, x.shape[1])
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (proj(x).unflatten(-1, (-1, c.d_head)).transpose(1, 2) for proj in projections)
+        positions = torch.arange(start, start + n)
+        q, k = (parts.rope(q, positions, c.rope_theta), parts.rope(k, positions, c.rope_theta))
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        k, v = (parts.repeat_kv(part, c.n_heads // c.n_kv_heads) for part in (k, v))
+        heads = parts.attention(q, k, v, parts.chunk_mask(n, k.shape[2]))
+        return self.o_proj(heads.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    def __init__(self, config, parts, layer):
+        super().__init__()
+        sizes = (config.d_model, config.d_hidden)
+        self.norm1 = parts.norm(config.d_model)
+        self.attention = Attention(config, parts, layer)
+        self.norm2 = parts.norm(config.d_model)
+        self.mlp = (
+            parts.experts(*sizes, config.n_experts, config.top_k) if config.n_experts else parts.feed_forward(*sizes)
+        )
+
+    def forward(self, x, start, cache):
+        x = x + self.attention(self.norm1(x), start, cache)
+        return x + self.mlp(self.norm2(x))
+
+
+class Model(nn.Module):
+    def __init__(self, config, parts):
+        super().__init__()
+        if config.n_heads % config.n_kv_heads:
+            raise ValueError(f"{config.n_heads} query heads cannot share {config.n_kv_heads} heads of keys equally")
+        self.tokens = nn.Embedding(config.vocabulary, config.d_model)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        self.blocks = nn.ModuleList((Block(config, parts, layer) for layer in range(config.n_layers)))
+        self.norm = parts.norm(config.d_model)
+        self.read = 0
+
+    def forward(self, ids, cache=None):
+        start = 0 if cache is None else self.read
+        self.read = 0 if cache is None else start + ids.shape[1]
+        x = self.tokens(ids)
+        for block in self.blocks:
+            x = block(x, start, cache)
+        return self.norm(x) @ self.tokens.weight.T
+
+
 # %% train: the gradients are never cleared
 # caught by: test_it_takes_the_steps_of_adamw
 # says: Gradients pile up from step to step: clear them before each.
@@ -1078,6 +1260,58 @@ def train(model, batches, steps, parts, *, lr=0.001, warmup=0, weight_decay=0.1,
     return losses
 
 
+# %% train: only what has exactly two dimensions decays
+# caught by: test_matrices_decay_and_vectors_do_not
+# says: Only tensors of two dimensions decay: those with more, such as experts, should as well.
+def train(model, batches, steps, parts, *, lr=0.001, warmup=0, weight_decay=0.1, clip=1.0, accumulate=1):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = ([p for p in trained if p.dim() == 2], [p for p in trained if p.dim() != 2])
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
+    losses = []
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = parts.learning_rate(step, peak=lr, warmup=warmup, steps=steps, final=lr / 10)
+        optimiser.zero_grad()
+        mean = 0.0
+        for i in range(accumulate):
+            ids = batches(step * accumulate + i)
+            logits = model(ids[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()) / accumulate
+            loss.backward()
+            mean += loss.item()
+        nn.utils.clip_grad_norm_(trained, clip)
+        optimiser.step()
+        losses.append(mean)
+    return losses
+
+
+# %% train: old gradients of what is frozen count in the norm
+# caught by: test_gradients_from_before_count_for_nothing
+# says: The norm is taken over all parameters, also over gradients that frozen ones brought along.
+def train(model, batches, steps, parts, *, lr=0.001, warmup=0, weight_decay=0.1, clip=1.0, accumulate=1):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = ([p for p in trained if p.dim() > 1], [p for p in trained if p.dim() <= 1])
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
+    losses = []
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = parts.learning_rate(step, peak=lr, warmup=warmup, steps=steps, final=lr / 10)
+        optimiser.zero_grad()
+        mean = 0.0
+        for i in range(accumulate):
+            ids = batches(step * accumulate + i)
+            logits = model(ids[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()) / accumulate
+            loss.backward()
+            mean += loss.item()
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimiser.step()
+        losses.append(mean)
+    return losses
+
+
 # %% adapt: the given model gets the adapters
 # caught by: test_the_model_that_was_given_stays
 # says: The adapters are in the model that you were given: put them into a copy.
@@ -1201,6 +1435,21 @@ def adapt(model, batches, steps, parts, *, rank, alpha, targets=("q_proj", "v_pr
     adapted = copy.deepcopy(model).requires_grad_(False)
     found = [(name, layer) for name, layer in adapted.named_modules() if isinstance(layer, nn.Linear)]
     found = [(name, layer) for name, layer in found if name.split(".")[-1] in targets]
+    for name, layer in found:
+        adapted.set_submodule(name, parts.lora(layer, rank, alpha))
+    return (adapted, train(adapted, batches, steps, parts, lr=lr, weight_decay=0.0))
+
+
+# %% adapt: everything learns in the given model afterwards
+# caught by: test_the_model_that_was_given_stays
+# says: In the model that you were given everything requires a gradient now, also what was frozen: freeze the copy instead.
+def adapt(model, batches, steps, parts, *, rank, alpha, targets=("q_proj", "v_proj"), lr=0.001):
+    adapted = copy.deepcopy(model.requires_grad_(False))
+    model.requires_grad_(True)
+    found = [(name, layer) for name, layer in adapted.named_modules() if isinstance(layer, nn.Linear)]
+    found = [(name, layer) for name, layer in found if name.split(".")[-1] in targets]
+    if not found:
+        raise ValueError(f"No nn.Linear of this model is called {' or '.join(targets)}")
     for name, layer in found:
         adapted.set_submodule(name, parts.lora(layer, rank, alpha))
     return (adapted, train(adapted, batches, steps, parts, lr=lr, weight_decay=0.0))
@@ -1422,6 +1671,25 @@ def quantise(model, parts, block=64):
     return (shrunk, size)
 
 
+# %% quantise: blocks anywhere in the name
+# caught by: test_what_is_in_the_blocks_is_shrunk
+# says: A name that has blocks in its middle is shrunk too: it should begin with it.
+def quantise(model, parts, block=64):
+    shrunk, size = (copy.deepcopy(model), 0)
+    for name, value in shrunk.named_parameters():
+        if (
+            "blocks" in name.split(".")
+            and value.dim() > 1
+            and not {"router", "lora_A", "lora_B"} & set(name.split("."))
+        ):
+            packed, absmax = parts.nf4_quantize(value.data, block)
+            value.data.copy_(parts.nf4_dequantize(packed, absmax, value.shape, block))
+            size += packed.nbytes + absmax.nbytes
+        else:
+            size += value.nbytes
+    return (shrunk, size)
+
+
 # %% serve: the whole text is read again
 # caught by: test_each_token_is_read_once
 # says: The model reads more than it must: the prompt in the first call, then each new token once, and the last one never.
@@ -1590,6 +1858,41 @@ def serve(model, prompts, n_new, parts, *, temperature=0.0, seed=0, end=None):
             while len(answer) < n_new and (not answer or answer[-1] != end):
                 logits = model(ids, cache)[:, -1]
                 ids = logits.argmax(-1)[:, None]
+                answer.append(ids.item())
+            answers.append(torch.tensor(answer))
+    return answers
+
+
+# %% serve: the generator of everybody, with the seed
+# caught by: test_the_tokens_are_drawn_as_the_prompt_says
+# says: The seed is given to PyTorch's own generator, from which others draw too: make one for each prompt.
+def serve(model, prompts, n_new, parts, *, temperature=0.0, seed=0, end=None):
+    answers = []
+    with torch.no_grad():
+        for prompt in prompts:
+            cache, draw = (parts.cache(), torch.manual_seed(seed))
+            ids, answer = (prompt[None], [])
+            while len(answer) < n_new and (not answer or answer[-1] != end):
+                logits = model(ids, cache)[:, -1]
+                ids = parts.sample(logits, torch.rand(1), temperature)[:, None]
+                answer.append(ids.item())
+            answers.append(torch.tensor(answer))
+    return answers
+
+
+# %% serve: gradients are switched off for good
+# caught by: test_no_gradient_is_recorded
+# says: Gradients are switched off and never on again: whoever trains afterwards learns nothing.
+def serve(model, prompts, n_new, parts, *, temperature=0.0, seed=0, end=None):
+    answers = []
+    torch.set_grad_enabled(False)
+    if True:
+        for prompt in prompts:
+            cache, draw = (parts.cache(), torch.Generator().manual_seed(seed))
+            ids, answer = (prompt[None], [])
+            while len(answer) < n_new and (not answer or answer[-1] != end):
+                logits = model(ids, cache)[:, -1]
+                ids = parts.sample(logits, torch.rand(1, generator=draw), temperature)[:, None]
                 answer.append(ids.item())
             answers.append(torch.tensor(answer))
     return answers

@@ -103,6 +103,31 @@ def ablated(
     return Llama(weights, n_heads, ids, {at: intact.heads[at[0]][:, :, at[1]].mean((0, 1)) for at in heads}).logits
 
 
+def lived_in(model: Any, told: Callable[..., None]) -> None:
+    """A model as people leave it: one part of it in evaluation mode, and hooks that are none of the student's."""
+    model.get_submodule("model.layers.0").eval()
+    for name in ("model.embed_tokens", "model.layers.1", "model.layers.1.self_attn.o_proj", "model.norm"):
+        model.get_submodule(name).register_forward_pre_hook(told)
+        model.get_submodule(name).register_forward_hook(told)
+
+
+def left_as_it_was(student: Student, model: Any, weights: Mapping[str, Tensor], hooks: int = 0) -> None:
+    """Assert that a model has these weights and so many hooks, is in training mode, and learns."""
+    found: Any = student.hooks_on(model)
+    assert found <= hooks, f"{found - hooks} hooks stayed behind."
+    assert found == hooks, f"{hooks - found} hooks are gone that others had put on the model."
+    assert model.training, "The model was in training mode before, and is not any more."
+    if hooks:
+        assert not model.get_submodule("model.layers.0").training, (
+            "The first layer was in evaluation mode before, and is not any more."
+        )
+    for name, weight in weights.items():
+        assert_close(model.state_dict()[name], weight, atol=0, rtol=0, claim="after the call", name=name)
+    said: Any = model(tokens(1, 3, seed=0))
+    assert isinstance(said, Remote), "The model does not return what it returned before."
+    assert tensor(said.logits).requires_grad, "The model recorded gradients before, and does not any more."
+
+
 # -- logit_lens -----------------------------------------------------------------------------------------------------
 
 
@@ -178,18 +203,18 @@ def test_a_later_token_changes_nothing_before_it(student: Student) -> None:
 
 @pytest.mark.exercise("logit_lens")
 def test_the_model_is_left_as_it_was(student: Student) -> None:
-    """Hooks are removed, weights and training mode stay, and the result keeps no gradient."""
+    """Its hooks are removed and no others, weights and the mode of each part stay, and the result keeps no gradient."""
     weights, ids = drawn(3, seed=7), tokens(2, 5, seed=7)
-    model = patient(student, weights, 2)
-    found = tensor(student.logit_lens(model, ids))
-    assert found.shape[1:] == (2, 5, VOCABULARY), f"The logits have the shape {tuple(found.shape)}."
-    assert not torch.allclose(found[0], found[1], 1e-3, 1e-3), "Two entries are the same, and no two layers are."
-    assert not found.requires_grad, "The result requires a gradient: looking is not training."
-    left: Any = student.hooks_on(model)
-    assert left == 0, f"{left} hooks stayed behind."
-    assert model.training, "The model was in training mode before, and is not any more."
-    for name, weight in weights.items():
-        assert_close(model.state_dict()[name], weight, atol=0, rtol=0, claim="after the call", name=name)
+    for others in (False, True):
+        model = patient(student, weights, 2)
+        if others:
+            lived_in(model, lambda *_: None)
+        hooks: Any = student.hooks_on(model)
+        found = tensor(student.logit_lens(model, ids))
+        assert found.shape[1:] == (2, 5, VOCABULARY), f"The logits have the shape {tuple(found.shape)}."
+        assert not torch.allclose(found[0], found[1], 1e-3, 1e-3), "Two entries are the same, and no two layers are."
+        assert not found.requires_grad, "The result requires a gradient: looking is not training."
+        left_as_it_was(student, model, weights, hooks)
 
 
 # -- attention_rollout ----------------------------------------------------------------------------------------------
@@ -395,7 +420,7 @@ def test_a_head_that_is_not_there_is_refused(student: Student) -> None:
     weights, ids, reference = drawn(3, seed=34), tokens(1, 4, seed=34), tokens(2, 4, seed=35)
     expected = ablated(weights, 2, ids, [(2, 1)], reference)
     assert_close(without(student, weights, 2, ids, [(2, 1)], reference), expected, claim="layer 2, head 1")
-    for heads in ([(1, 2)], [(3, 0)], [(0, 0), (2, 5)], [(7, 1)]):
+    for heads in ([(1, 2)], [(3, 0)], [(0, 0), (2, 5)], [(7, 1)], [(2, -1)], [(1, 1), (-1, 0)]):
         layer, head = heads[-1]
         message = ""
         try:
@@ -406,12 +431,14 @@ def test_a_head_that_is_not_there_is_refused(student: Student) -> None:
             raise AssertionError(f"For {(layer, head)} an IndexError is raised, and not a ValueError.") from None
         assert message, f"3 layers of 2 heads have no head {(layer, head)}, and no ValueError says so."
         named = set(re.findall(r"\d+", message))
-        assert {str(layer), str(head)} <= named, f"The ValueError for {(layer, head)} does not name layer and head."
+        assert {str(abs(layer)), str(abs(head))} <= named, (
+            f"The ValueError for {(layer, head)} does not name layer and head."
+        )
 
 
 @pytest.mark.exercise("mean_ablate", weight=1.5)
 def test_the_model_says_afterwards_what_it_said_before(student: Student) -> None:
-    """Hooks are removed, also after a ValueError; weights and training mode stay, and no gradient is kept."""
+    """Its hooks are removed and no others, also after a ValueError; weights and the mode of each part stay."""
     weights, ids, reference = drawn(2, seed=36), tokens(2, 5, seed=36), tokens(2, 6, seed=37)
     model = patient(student, weights, 2)
     for heads in ([(0, 1)], [(1, 0), (1, 1)], [(1, 0)]):
@@ -420,16 +447,14 @@ def test_the_model_says_afterwards_what_it_said_before(student: Student) -> None
         assert_close(found, ablated(weights, 2, ids, heads, reference), claim="one call after another")
     with contextlib.suppress(ValueError):
         student.mean_ablate(model, ids, [(0, 0), (5, 0)], reference)
-    left: Any = student.hooks_on(model)
-    assert left == 0, f"{left} hooks stayed behind."
-    said: Any = model(ids)
-    assert isinstance(said, Remote), "The model does not return what it returned before."
+    left_as_it_was(student, model, weights)
     assert_close(
-        said.logits.detach(), Llama(weights, 2, ids).logits, claim="after the calls", name="what the model says"
+        model(ids).logits.detach(), Llama(weights, 2, ids).logits, claim="after the calls", name="what the model says"
     )
-    assert model.training, "The model was in training mode before, and is not any more."
-    for name, weight in weights.items():
-        assert_close(model.state_dict()[name], weight, atol=0, rtol=0, claim="after the calls", name=name)
+    lived_in(model, lambda *_: None)
+    hooks: Any = student.hooks_on(model)
+    tensor(student.mean_ablate(model, ids, [(1, 1)], reference), shape=(2, 5, VOCABULARY))
+    left_as_it_was(student, model, weights, hooks)
 
 
 # -- template_bias --------------------------------------------------------------------------------------------------
@@ -531,6 +556,12 @@ def test_several_pairs_in_a_template_are_one_witness(student: Student) -> None:
         near(bias(student, score, FRAMES[:n], PAIRS), right, f"{n} templates, {len(PAIRS)} pairs")
         once = bias(student, score, FRAMES[:n], PAIRS[:1])
         near(bias(student, score, FRAMES[:n], PAIRS[:1] * 3), once, "the same pair three times")
+    again, shared = [*FRAMES[:3], FRAMES[0]], [*PAIRS, ("engineer", "dancer")]
+    near(
+        bias(student, score, again, PAIRS), interval(differences(score, again, PAIRS)), "one of 4 templates is repeated"
+    )
+    right = interval(differences(score, FRAMES, shared))
+    near(bias(student, score, FRAMES, shared), right, "a word that stands in two pairs")
 
 
 @pytest.mark.exercise("template_bias")

@@ -531,7 +531,7 @@ def test_every_text_computes_its_token(student: Student) -> None:
     """FLOPs grow with the texts and with what they attend to, whatever the bits."""
     for name, config in everything():
         for batch, context in ((1, 7), (13, 600)):
-            found = number(step(student, config, batch, context, 1e9, 1e12, weight_bits=4)["flops"], "flops")
+            found = whole(step(student, config, batch, context, 1e9, 1e12, weight_bits=4)["flops"], "flops")
             near(found, batch * flops(config, context), f"{name}, FLOPs with {batch} texts")
 
 
@@ -701,6 +701,8 @@ def test_each_reason_alone_is_found(student: Student) -> None:
     for reason, (model, need) in FAILS.items():
         found = against(student, {**MODEL, **model}, {**NEED, **need})
         assert found == [reason], f"A model fails for its {reason}, and the reasons are {found}."
+    found = against(student, {**MODEL, "uses": {"commercial"}}, {**NEED, "use": "research"})
+    assert found == ["licence"], f"A licence does not allow research, and the reasons against it are {found}."
 
 
 @pytest.mark.exercise("recommend", weight=2)

@@ -174,11 +174,11 @@ def test_with_standard_parts_it_is_a_llama(student: Student) -> None:
 @pytest.mark.exercise("Model")
 def test_with_experts_it_is_a_mixtral(student: Student) -> None:
     """Where the config has experts, each layer has parts.experts in the place of the feed-forward part."""
-    for k in (2, 1):
-        c = {**MOE, "top_k": k}
+    for n, k in ((5, 2), (5, 1), (1, 1)):
+        c = {**MOE, "n_experts": n, "top_k": k}
         model, weights = loaded(student, c)
         ids = ids_of(2, 9)
-        assert_close(model(ids), oracle(c, weights, ids), claim=f"{k} of 5 experts", name="the logits")
+        assert_close(model(ids), oracle(c, weights, ids), claim=f"{k} of {n} experts", name="the logits")
 
 
 @pytest.mark.exercise("Model")
@@ -254,6 +254,18 @@ def follows(student: Student, name: str, c: Sizes = DENSE) -> None:
     assert_close(model(ids), right, atol=1e-3, rtol=1e-3, claim=f"with another {name} in the box", name="the logits")
 
 
+def follows_with_a_cache(student: Student, name: str) -> None:
+    """Assert that two texts, in chunks and each with a cache of its own, get the oracle's logits with this odd part."""
+    model, weights = loaded(student, DENSE, student.odd_parts(name))
+    where, function = ODD[name]
+    for seed in (1, 2):
+        ids, cache = ids_of(2, 7, seed=seed), student.Parts().cache()
+        found = torch.cat([tensor(model(x, cache), shape=(2, x.shape[1], 13)) for x in ids.split([4, 1, 2], 1)], 1)
+        claim = f"with another {name} in the box, text {seed} in chunks of 4, 1 and 2"
+        right = oracle(DENSE, weights, ids, **{where: function})
+        assert_close(found, right, atol=1e-3, rtol=1e-3, claim=claim, name="the logits")
+
+
 @pytest.mark.exercise("Model", weight=0.5)
 def test_another_norm_makes_another_model(student: Student) -> None:
     """All three kinds of norm, before attention, before the feed-forward part and at the end, come from parts.norm."""
@@ -314,12 +326,14 @@ def test_each_part_is_used_in_each_layer_and_no_more(student: Student) -> None:
 
 @pytest.mark.exercise("Model", weight=2)
 def test_in_chunks_with_a_cache_it_says_the_same(student: Student) -> None:
-    """Cut a text as you like: with a cache the chunks together give the logits of the whole."""
+    """Cut a text as you like: with a cache the chunks together give the logits of the whole, whatever the parts are."""
     for c, sizes in ((DENSE, (5, 1, 1, 2)), (MOE, (1, 4, 3)), ({**DENSE, "n_layers": 3}, (2, 2))):
         model, weights = loaded(student, c)
         ids, cache = ids_of(3, sum(sizes), seed=sizes[0]), student.Parts().cache()
         found = torch.cat([tensor(model(x, cache), shape=(3, x.shape[1], 13)) for x in ids.split(list(sizes), 1)], 1)
         assert_close(found, oracle(c, weights, ids), claim=f"chunks of {sizes}", name="the logits")
+    for name in ("rope", "chunk_mask"):  # this rope is not relative: it tells where a chunk begins
+        follows_with_a_cache(student, name)
 
 
 @pytest.mark.exercise("Model")
@@ -350,7 +364,7 @@ def test_it_remembers_nothing_without_a_cache(student: Student) -> None:
 def test_heads_that_cannot_be_shared_are_an_error(student: Student) -> None:
     """Where n_heads is not divisible by n_kv_heads, a ValueError names both numbers; where it is, there is none."""
     assert refusal(lambda: built(student, {**DENSE, "n_heads": 6, "n_kv_heads": 6})) is None, "6 and 6 heads are fine."
-    for heads, kv in ((7, 3), (5, 2)):
+    for heads, kv in ((7, 3), (5, 2), (2, 6)):
         c = {**DENSE, "n_heads": heads, "n_kv_heads": kv}
         raised = refusal(functools.partial(built, student, c))
         assert isinstance(raised, ValueError), f"{heads} heads that share {kv} raise no ValueError."
@@ -427,10 +441,12 @@ class Small(nn.Module):
         self.tokens = nn.Embedding(vocabulary, d_model)
         self.gain = nn.Parameter(torch.ones(d_model))
         self.read = nn.Linear(d_model, vocabulary)
+        self.stack = nn.Parameter(torch.ones(2, 1, d_model))
         self.frozen = nn.Parameter(torch.ones(vocabulary, 1), requires_grad=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        found: Tensor = self.read(torch.tanh(self.tokens(ids) * self.gain)) + self.frozen[:, 0]
+        x = torch.tanh(self.tokens(ids) * self.gain + self.stack.sum((0, 1)))
+        found: Tensor = self.read(x) + self.frozen[:, 0]
         return found
 
 
@@ -534,6 +550,9 @@ def test_a_step_of_several_batches_is_a_step_of_their_mean(student: Student) -> 
     """With accumulate, the loss and the gradient of a step are those of all its batches as one."""
     same_training(student, 4, "3 batches a step", lr=0.03, weight_decay=0.0, clip=1e6, accumulate=3)
     same_training(student, 4, "2 batches a step, with a limit", lr=0.03, weight_decay=0.0, clip=0.3, accumulate=2)
+    same_training(
+        student, 4, "2 batches a step, seldom at the limit", lr=0.03, weight_decay=0.0, clip=0.9, accumulate=2
+    )
 
 
 @pytest.mark.exercise("train")
@@ -599,11 +618,13 @@ def test_what_is_frozen_stays(student: Student) -> None:
 @pytest.mark.exercise("train", weight=0.5)
 def test_gradients_from_before_count_for_nothing(student: Student) -> None:
     """A model that brings gradients along is trained as one that has none."""
-    right, _ = trained(2, lr=0.05, weight_decay=0.0, clip=1e6)
-    model = small(student)
-    student.give_gradients(model)
-    student.train(model, batch, 2, student.Parts(), lr=0.05, weight_decay=0.0, clip=1e6)
-    assert_close(model.state_dict()["read.weight"], right["read.weight"], atol=3e-5, rtol=0, name="read.weight")
+    for clip, claim in ((1e6, "without a limit"), (2.0, "with a limit, and a frozen parameter among them")):
+        right, _ = trained(4, lr=0.05, weight_decay=0.0, clip=clip)
+        model = small(student)
+        student.give_gradients(model)
+        student.train(model, batch, 4, student.Parts(), lr=0.05, weight_decay=0.0, clip=clip)
+        found = model.state_dict()["read.weight"]
+        assert_close(found, right["read.weight"], atol=3e-5, rtol=0, claim=claim, name="read.weight")
 
 
 @pytest.mark.exercise("train", weight=0.5)
@@ -763,6 +784,7 @@ def test_only_the_adapters_learn(student: Student) -> None:
 def test_the_model_that_was_given_stays(student: Student) -> None:
     """Its layers, its numbers and what requires a gradient are as they were, and it can be adapted again."""
     model = nested(student)
+    model.norm.requires_grad_(False)
     before = student.learning(model)
     for _ in range(2):
         copied, _ = adapted(student, 2, model=model, lr=0.05)
@@ -1072,6 +1094,15 @@ def test_the_tokens_are_drawn_as_the_prompt_says(student: Student) -> None:
             assert_close(u.float(), torch.rand(1, generator=draw), atol=1e-6, rtol=0, name=f"u at token {i % 4}")
         right = functional.one_hot(torch.tensor([5]), 11) * 3 + 0.01 * torch.arange(11) * 4
         assert_close(told[0][0], right, name="the first logits that sample is given")
+    numbers: list[float] = []
+
+    def note(logits: Tensor, u: Tensor, heat: float) -> Tensor:
+        numbers.append(float(u.flatten()[0]))
+        return torch.tensor([1])
+
+    served(student, [[3, 4], [8]], 3, model=student.Watching(), parts=student.serving_parts(note), seed=9)
+    own = torch.rand(3, generator=torch.Generator().manual_seed(9)).repeat(2)
+    assert_close(torch.tensor(numbers), own, claim="with a model that draws numbers too", name="u")
 
 
 @pytest.mark.exercise("serve")
@@ -1121,6 +1152,8 @@ def test_no_gradient_is_recorded(student: Student) -> None:
     recorded = model.recorded
     assert isinstance(recorded, list) and recorded, "The model was never called."  # noqa: PT018 (one sentence)
     assert not any(recorded), "Gradients are recorded while serve writes."
+    model(torch.tensor([[1]]), None)
+    assert model.recorded[-1], "Gradients are not recorded any more, after serve has written."
 
 
 @pytest.mark.exercise("serve", weight=0.5)
