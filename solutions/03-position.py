@@ -239,7 +239,7 @@ except NotImplementedError:
 #
 # - `positions` are int64, in any order, with gaps or repetitions, up to many thousands. They may also be float32 and
 #   lie *between* tokens, such as 2.5: you will see what for.
-# - Angles, sines and cosines are float32 at least, also for bfloat16 data.
+# - Angles, sines and cosines are computed in float32 at least, also for bfloat16 data.
 # - The trap: in a batch of 2 with 2 heads, positions of shape `(2, n)` belong to the sequences, not to the heads.
 
 

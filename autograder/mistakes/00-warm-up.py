@@ -88,6 +88,16 @@ def softmax(x, dim=-1):
     return (e / e.sum(dim, keepdim=True)).masked_fill(barred, 0)
 
 
+# %% softmax: −∞ as the lowest score there may be
+# caught by: test_minus_infinity_gets_no_share
+# says: −10,000 is a score that candidates may have: what is no candidate then takes a share from them.
+def softmax(x, dim=-1):
+    barred = x == -math.inf
+    x = x.masked_fill(barred, -1e4)
+    e = torch.exp(x - x.amax(dim, keepdim=True))
+    return (e / e.sum(dim, keepdim=True)).masked_fill(barred, 0)
+
+
 # %% softmax: powers of two
 # caught by: test_shares_are_exponentials_over_their_sum
 # says: These are powers of 2, not of e: a score that is higher by 1 should get e times the share.

@@ -300,6 +300,26 @@ def train_bpe(text, n_merges):
     return merges
 
 
+# %% train_bpe: ids as words, replaced wherever their digits stand
+# caught by: test_training_starts_from_bytes
+# says: The digits of a pair are replaced inside longer ids too: "65 66" also stands in "165 66".
+def train_bpe(text, n_merges):
+    words = Counter(" ".join(map(str, piece.encode())) for piece in pieces(text))
+    merges = []
+    while len(merges) < n_merges:
+        counts = Counter()
+        for word, times in words.items():
+            for pair in pairwise(map(int, word.split())):
+                counts[pair] += times
+        if not counts:
+            break
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        old, new = f"{best[0]} {best[1]}", str(256 + len(merges))
+        words = Counter({word.replace(old, new): times for word, times in words.items()})
+        merges.append(best)
+    return merges
+
+
 # %% encode: the longest token that fits
 # caught by: test_the_earliest_merge_comes_first
 # says: At each place this takes the longest token that fits; the merges have to be replayed in their order.
@@ -577,6 +597,35 @@ def decode(ids, merges):
             raise ValueError(f"there is no id {i}")
         data += [i] if i < 256 else list(merges[i - 256])
     return bytes(i % 256 for i in data).decode(errors="replace")
+
+
+# %% decode: the ids are used up
+# caught by: test_ids_and_merges_are_left_as_they_were
+# says: The caller's list is taken apart: pop and a slice that is written to change it. Work on a copy.
+def decode(ids, merges):
+    out = []
+    while ids:
+        i = ids.pop(0)
+        if 0 <= i < 256:
+            out.append(i)
+        elif 256 <= i < 256 + len(merges):
+            ids[:0] = merges[i - 256]
+        else:
+            raise ValueError(f"there is no id {i}")
+    return bytes(out).decode(errors="replace")
+
+
+# %% decode: the mark at the beginning is dropped
+# caught by: test_decoding_undoes_encoding
+# says: "utf-8-sig" drops U+FEFF at the beginning of a text: it is a character like any other.
+def decode(ids, merges):
+    vocabulary = [bytes([byte]) for byte in range(256)]
+    for left, right in merges:
+        vocabulary.append(vocabulary[left] + vocabulary[right])
+    for i in ids:
+        if not 0 <= i < len(vocabulary):
+            raise ValueError(f"there is no id {i}")
+    return b"".join(vocabulary[i] for i in ids).decode("utf-8-sig", errors="replace")
 
 
 # %% next_token_loss: not shifted
@@ -1130,3 +1179,37 @@ def next_token_loss(logits, ids, n_bytes):
     targets = ids[:, 1:].flatten()
     nats = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets, ignore_index=PAD)
     return nats.item(), nats.item() * int((targets != PAD).sum()) / math.log(2) / n_bytes
+
+
+# %% next_token_distribution: a temperature that is never small
+# caught by: test_logits_are_divided_by_the_temperature
+# says: A small temperature is replaced by a larger one: any above 0 is divided by as it is.
+def next_token_distribution(logits, temperature=1.0, top_k=None, top_p=None):
+    if temperature == 0:
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+    ordered, order = logits.sort(descending=True, stable=True)
+    p = (ordered / max(temperature, 0.01)).softmax(-1)
+    if top_k is not None:
+        p = p * (torch.arange(p.shape[-1]) < top_k)
+        p = p / p.sum(-1, keepdim=True)
+    if top_p is not None and top_p < 1:
+        p = p * (p.cumsum(-1) - p < top_p)
+        p = p / p.sum(-1, keepdim=True)
+    return p.scatter(-1, order, p)
+
+
+# %% next_token_distribution: −∞ as the lowest logit there may be
+# caught by: test_forbidden_tokens_stay_forbidden_and_nothing_overflows
+# says: −10,000 is a logit that a token may have, and −∞ is none: what is forbidden then gets a share.
+def next_token_distribution(logits, temperature=1.0, top_k=None, top_p=None):
+    if temperature == 0:
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+    ordered, order = logits.clamp(min=-1e4).sort(descending=True, stable=True)
+    p = (ordered / temperature).softmax(-1)
+    if top_k is not None:
+        p = p * (torch.arange(p.shape[-1]) < top_k)
+        p = p / p.sum(-1, keepdim=True)
+    if top_p is not None and top_p < 1:
+        p = p * (p.cumsum(-1) - p < top_p)
+        p = p / p.sum(-1, keepdim=True)
+    return p.scatter(-1, order, p)

@@ -294,6 +294,20 @@ class LearnedPositions(nn.Module):
         return self.weight[offset:end].to(x.dtype).expand(x.shape)
 
 
+# %% LearnedPositions: row 0 is padding
+# caught by: test_only_the_rows_in_use_learn
+# says: Row 0 never learns: padding_idx shuts it out, and it is the row of every text's first token.
+class LearnedPositions(nn.Embedding):
+    def __init__(self, n_max, d_model):
+        super().__init__(n_max, d_model, padding_idx=0)
+
+    def forward(self, x, offset=0):
+        end = offset + x.shape[1]
+        if end > self.num_embeddings:
+            raise ValueError(f"{end} positions, and the table has {self.num_embeddings}")
+        return x + super().forward(torch.arange(offset, end)).to(x.dtype)
+
+
 # %% rope: the first channel is used after it was turned
 # caught by: test_the_turn_goes_from_the_first_channel_to_the_second, test_a_rotation_keeps_lengths
 # says: The second channel is computed from the first one's new value: it needs the old one.
@@ -798,6 +812,18 @@ def alibi_bias(n_heads, n):
     return (-torch.tensor(slopes[:n_heads])[:, None, None] * (i[:, None] - i).clamp(min=0))[None]
 
 
+# %% alibi_bias: distances in bfloat16
+# caught by: test_the_bias_is_linear_in_the_distance
+# says: bfloat16 holds whole numbers to 256 and then every other one: distances need float32, or integers.
+def alibi_bias(n_heads, n):
+    power = 2 ** int(math.log2(n_heads))
+    slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
+    slopes += [2 ** (-4 * h / power) for h in range(1, 2 * (n_heads - power), 2)]
+    position = torch.arange(n)
+    distance = (position[:, None] - position).clamp(min=0).bfloat16()
+    return -torch.tensor(slopes)[:, None, None] * distance
+
+
 # %% stretch_rope: theta is multiplied
 # caught by: test_interpolation_divides_every_frequency, test_interpolation_is_rope_at_positions_nearer_together
 # says: theta is multiplied by the factor: that leaves the fast pairs as they are. Interpolation divides all frequencies.
@@ -1084,6 +1110,30 @@ def stretch_rope(
         return frequency / factor, 1.0
     low = d_head * math.log(n_train / (2 * math.pi * beta_fast)) / (2 * math.log(theta))
     high = d_head * math.log(n_train / (2 * math.pi * beta_slow)) / (2 * math.log(theta))
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, d_head - 1)
+    if low == high:
+        high += 0.001
+    ramp = ((pair - low) / (high - low)).clamp(0, 1)
+    return frequency * (1 - ramp) + frequency / factor * ramp, 0.1 * math.log(factor) + 1
+
+
+# %% stretch_rope: capitals do not count
+# caught by: test_other_methods_are_refused
+# says: "YaRN" is taken for "yarn": any other name is an error, and one that looks alike is another name.
+def stretch_rope(
+    d_head, factor, method="linear", theta=10000.0, n_train=4096, beta_fast=32.0, beta_slow=1.0, truncate=False
+):
+    pair = torch.arange(d_head // 2)
+    frequency = theta ** (-2 * pair / d_head)
+    if method.lower() == "linear":
+        return frequency / factor, 1.0
+    if method.lower() != "yarn":
+        raise ValueError(f"method is {method!r}, and must be 'linear' or 'yarn'")
+    low, high = (
+        d_head * math.log(n_train / (2 * math.pi * beta)) / (2 * math.log(theta)) for beta in (beta_fast, beta_slow)
+    )
     if truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, d_head - 1)

@@ -35,11 +35,17 @@ RESERVED = {
         "torch._C._nn.cross_entropy_loss",
         "torch.ops.aten.cross_entropy_loss",
     ),
-    "linear_backward": ("torch.autograd.grad", "torch.autograd.backward"),  # Tensor.backward calls the second
+    "linear_backward": (
+        "torch.autograd.grad",
+        "torch.autograd.backward",  # Tensor.backward calls it
+        "torch.autograd.forward_ad.make_dual",  # torch.func.jvp and jacfwd call it
+    ),
     "adamw_step": (
         "torch.optim.Adam.step",  # that of AdamW too
         "torch.optim.Adam",
         "torch.optim.AdamW",
+        "torch.optim.adam.adam",
+        "torch.optim.adamw.adamw",
         "torch.optim._functional.adam",
         "torch.optim._functional.adamw",
         "torch._fused_adam_",
@@ -93,7 +99,7 @@ def test_minus_infinity_gets_no_share(student: Student) -> None:
     """A score of −∞ has a share of exactly 0, and the others still add up to 1, however low they are."""
     x = normal(4, 5, seed=1)
     x[0, 2] = x[1, :4] = x[3, 0] = -INF
-    x[2] = torch.tensor([-9_000.0, -INF, -9_001, -INF, -9_000])
+    x[2] = torch.tensor([-10_000.0, -INF, -10_001, -INF, -10_000])
     shares = tensor(student.softmax(x), shape=(4, 5)).detach()
     assert_close(shares, torch.softmax(x, -1), atol=1e-3, claim="with some scores of −∞", name="the shares")
     assert (shares[x == -INF] == 0).all(), "A score of −∞ has a share above 0."

@@ -265,14 +265,16 @@ def test_an_offset_past_the_end_is_refused(student: Student) -> None:
 @pytest.mark.exercise("LearnedPositions")
 def test_only_the_rows_in_use_learn(student: Student) -> None:
     """The gradient of x is that of the sum; a row's is the sum over the sequences, and unused rows get none."""
-    layer, _ = loaded(student, 7, 3, seed=1)
-    x, upstream = normal(2, 4, 3, seed=2).requires_grad_(), normal(2, 4, 3, seed=3)
-    assert_close(gradients(layer(x, 2), upstream, x=x)["x"], upstream, name="the gradient of x")
-    grad = student.grads(layer).get("weight")
-    assert grad is not None, "No gradient reaches weight."
-    expected = torch.zeros(7, 3)
-    expected[2:6] = upstream.sum(0)
-    assert_close(grad, expected, name="the gradient of weight")
+    for offset in (2, 0):
+        layer, _ = loaded(student, 7, 3, seed=1)
+        x, upstream = normal(2, 4, 3, seed=2).requires_grad_(), normal(2, 4, 3, seed=3)
+        assert_close(gradients(layer(x, offset), upstream, x=x)["x"], upstream, name="the gradient of x")
+        grad = student.grads(layer).get("weight")
+        assert grad is not None, "No gradient reaches weight."
+        expected = torch.zeros(7, 3)
+        expected[offset : offset + 4] = upstream.sum(0)
+        claim = f"4 tokens from position {offset}"
+        assert_close(grad, expected, claim=claim, name="the gradient of weight")
 
 
 @pytest.mark.exercise("LearnedPositions", weight=0.5)
@@ -589,7 +591,7 @@ def test_what_is_far_loses(student: Student) -> None:
 @pytest.mark.exercise("alibi_bias", weight=2)
 def test_the_bias_is_linear_in_the_distance(student: Student) -> None:
     """Each token more costs the same, for every query: the bias is −slope · (i − j)."""
-    for n_heads, n in ((8, 5), (2, 33), (4, 130)):
+    for n_heads, n in ((8, 5), (2, 33), (4, 130), (1, 600)):
         expected = past(n_heads, n)
         assert_close(
             of_the_past(biases(student, n_heads, n)), expected, claim=f"{n_heads} heads, n {n}", name="the past"
@@ -770,6 +772,6 @@ def test_equal_bounds_make_a_step(student: Student) -> None:
 def test_other_methods_are_refused(student: Student) -> None:
     """A method that is neither "linear" nor "yarn" raises a ValueError whose sentence names it."""
     stretched(student, 8, 2.0, "linear")
-    for method in ("spline", "dynamic"):
+    for method in ("spline", "dynamic", "YaRN"):
         sentence = refused(student, "stretch_rope", 8, 2.0, method=method)
         assert method in sentence, f"The sentence does not name the method: {sentence}"
