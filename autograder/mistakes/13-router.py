@@ -342,7 +342,6 @@ class MoELayer(nn.Module):
         return out.view_as(x)
 
 
-
 # %% MoELayer: every expert counts
 # caught by: test_the_layer_matches_mixtrals_block, test_an_expert_runs_for_its_own_tokens_only
 # says: All experts are mixed by their probabilities; only the top_k of a token should be.
@@ -625,7 +624,6 @@ def grouped_experts(x, weights, experts, gate_up, down):
     return out
 
 
-
 # %% grouped_experts: the weights are detached
 # caught by: test_gradients_reach_all_four
 # says: The values are right, but no gradient reaches the weights, so the router would never learn.
@@ -696,7 +694,6 @@ def count_parameters(shapes, top_k, embedding=True):
         elif embedding or "embed_tokens" not in parts[:-1]:
             active += math.prod(shape)
     return total, active
-
 
 
 # %% count_parameters: the embedding leaves the total too

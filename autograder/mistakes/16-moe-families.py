@@ -1179,7 +1179,9 @@ class MoELayer(nn.Module):
             self.down_bias = nn.Parameter(torch.zeros(c.n_experts, c.d_model))
         if c.family == "deepseek_v3":
             self.register_buffer("correction", torch.zeros(c.n_experts))
-        self.shared = SwiGLU(c.d_model, c.d_shared) if c.d_shared and c.family in ("deepseek_v3", "llama4_text") else None
+        self.shared = (
+            SwiGLU(c.d_model, c.d_shared) if c.d_shared and c.family in ("deepseek_v3", "llama4_text") else None
+        )
 
     def forward(self, x):
         c, tokens = self.config, x.flatten(0, 1)
