@@ -429,6 +429,11 @@ def block_weights(d_model: int, seed: int) -> dict[str, Tensor]:
     return {name: 2 * normal(d_model, seed=seed + i) for i, name in enumerate(NORMS)}
 
 
+def always(value: Tensor) -> Callable[[Tensor], Tensor]:
+    """A part that gives the same whatever it is given."""
+    return lambda _: value
+
+
 class Heard:
     """A block on this side's sub-layers, called once: its result, and what each sub-layer was given."""
 
@@ -621,7 +626,7 @@ def test_feed_forward_reads_the_stream_after_attention_normalised(student: Stude
     """What the feed-forward part is given is norm2 of the stream to which attention has added."""
     for size in (1, 1e-3):  # with small numbers eps counts
         x, first = size * some_x(1), 5 * size * normal(2, 5, D_MODEL, seed=9)
-        heard = Heard(student, "PreNormBlock", x, attention=lambda z, first=first: first)
+        heard = Heard(student, "PreNormBlock", x, attention=always(first))
         given, claim = heard.given("feed_forward", x), f"with a stream {size:g} times as large"
         assert_close(given, heard.norm(2, x + first), claim=claim, name="what feed_forward is given")
 
@@ -705,7 +710,7 @@ def test_feed_forward_reads_the_normalised_sum(student: Student) -> None:
     """What the feed-forward part is given is norm1 of x plus what attention gave."""
     for size in (1, 1e-3):  # with small numbers eps counts
         x, first = size * some_x(1), 5 * size * normal(2, 5, D_MODEL, seed=9)
-        heard = Heard(student, "PostNormBlock", x, attention=lambda z, first=first: first)
+        heard = Heard(student, "PostNormBlock", x, attention=always(first))
         given, claim = heard.given("feed_forward", x), f"with a stream {size:g} times as large"
         assert_close(given, heard.norm(1, x + first), claim=claim, name="what feed_forward is given")
 

@@ -653,9 +653,9 @@ def test_room_is_made_before_the_expert_is_loaded(student: Student) -> None:
         f"While load ran, the cache with room for 2 held {[len(during) for during in others]} other experts."
     )
     for capacity in (1, 3):
-        others, _ = served(student, capacity, (0, 1, 2, 1, 3, 4, 0))
-        assert others < capacity, (
-            f"While load ran, the weights of {others} other experts were in memory, in a cache with room for "
+        held, _ = served(student, capacity, (0, 1, 2, 1, 3, 4, 0))
+        assert held < capacity, (
+            f"While load ran, the weights of {held} other experts were in memory, in a cache with room for "
             f"{capacity}: something still has a name for those that made room."
         )
 
