@@ -1880,24 +1880,6 @@ def serve(model, prompts, n_new, parts, *, temperature=0.0, seed=0, end=None):
     return answers
 
 
-# %% serve: gradients are switched off for good
-# caught by: test_no_gradient_is_recorded
-# says: Gradients are switched off and never on again: whoever trains afterwards learns nothing.
-def serve(model, prompts, n_new, parts, *, temperature=0.0, seed=0, end=None):
-    answers = []
-    torch.set_grad_enabled(False)
-    if True:
-        for prompt in prompts:
-            cache, draw = (parts.cache(), torch.Generator().manual_seed(seed))
-            ids, answer = (prompt[None], [])
-            while len(answer) < n_new and (not answer or answer[-1] != end):
-                logits = model(ids, cache)[:, -1]
-                ids = parts.sample(logits, torch.rand(1, generator=draw), temperature)[:, None]
-                answer.append(ids.item())
-            answers.append(torch.tensor(answer))
-    return answers
-
-
 # %% bill: the read-out is counted twice
 # caught by: test_the_bill_counts_every_number_once
 # says: Embedding and read-out are counted as two tables: they are one.
