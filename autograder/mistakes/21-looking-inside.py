@@ -139,10 +139,9 @@ def logit_lens(model, ids):
 # caught by: test_the_model_is_left_as_it_was
 # says: The lens is right, but afterwards the whole model is in one mode: each part should be in the mode it was in.
 def logit_lens(model, ids):
-    was = model.training
-    model.eval()
     with torch.no_grad():
-        streams = [model.model.embed_tokens(ids)]
+        streams, was = [model.model.embed_tokens(ids)], model.training
+        model.eval()
         for layer in model.model.layers:
             streams.append(layer(streams[-1]))
         found = torch.stack([model.lm_head(model.model.norm(x)) for x in streams])
