@@ -123,11 +123,11 @@ def memory_kept() -> Iterator[None]:
 
     Afterwards glibc has the limits that its own, growing ones end at. Source: mallopt(3).
     """
-    trim, mmap_threshold, mmap_max = -1, -3, -4
     mallopt = ctypes.CDLL(None).mallopt
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # as malloc.h numbers them
 
-    def limits(**of: int) -> None:
-        for parameter, value in ((trim, of["trim"]), (mmap_max, of["blocks"]), (mmap_threshold, 32 << 20)):
+    def limits(trim: int, blocks: int) -> None:
+        for parameter, value in ((trim_threshold, trim), (mmap_max, blocks), (mmap_threshold, 32 << 20)):
             if not mallopt(parameter, value):
                 raise RuntimeError(f"The C library does not take {value} for its parameter {parameter}.")
 
