@@ -780,3 +780,40 @@ def count_parameters(shapes, top_k, embedding=True):
         elif embedding or "embed_tokens" not in name.split("."):
             active += size
     return total, active
+
+
+# %% grouped_experts: the weight multiplies what goes in
+# caught by: test_each_token_gets_the_weighted_sum_of_its_experts, test_weights_count_as_they_are
+# says: The weight multiplies what goes into the expert, and belongs to what comes out: an expert of half a token is not half of its answer.
+def grouped_experts(x, weights, experts, gate_up, down):
+    order = experts.flatten().argsort()
+    sizes = experts.flatten().bincount(minlength=len(down)).tolist()
+    token = order // experts.shape[1]
+    rows = x.index_select(0, token) * weights.flatten().index_select(0, order)[:, None]
+    out = torch.zeros_like(x)
+    for to, mine, u, d in zip(token.split(sizes), rows.split(sizes), gate_up.unbind(), down.unbind()):
+        gate, up = (mine @ u.T).chunk(2, -1)
+        out.index_add_(0, to, (F.silu(gate) * up) @ d.T)
+    return out
+
+
+# %% MoELayer: the router's input is detached
+# caught by: test_gradients_reach_x_the_experts_and_the_router
+# says: No gradient goes from the weights through the router to x: its input is detached.
+class MoELayer(nn.Module):
+    def __init__(self, d_model, d_hidden, n_experts, top_k, renormalise=True):
+        super().__init__()
+        self.top_k, self.renormalise = top_k, renormalise
+        self.router = nn.Linear(d_model, n_experts, bias=False)
+        self.gate_up = nn.Parameter(0.02 * torch.randn(n_experts, 2 * d_hidden, d_model))
+        self.down = nn.Parameter(0.02 * torch.randn(n_experts, d_model, d_hidden))
+
+    def forward(self, x):
+        tokens = x.flatten(0, 1)
+        weights, experts = route(self.router(tokens.detach()), self.top_k, self.renormalise)
+        out = torch.zeros_like(tokens)
+        for e, (gate_up, down) in enumerate(zip(self.gate_up.unbind(), self.down.unbind())):
+            token, place = torch.where(experts == e)
+            gate, up = (tokens[token] @ gate_up.T).chunk(2, -1)
+            out = out.index_add(0, token, weights[token, place, None] * ((F.silu(gate) * up) @ down.T))
+        return out.view_as(x)
