@@ -231,6 +231,7 @@ def test_all_sides_grade_the_same_notebooks(benchmark: SimpleNamespace, tmp_path
     assert all(why in text for why in record["missing"].values())
 
 
+@pytest.mark.skipif(not NIGHTLY, reason="what --scale starts is tried by our side above: make nightly")
 def test_a_large_class_is_timed_without_its_start(benchmark: SimpleNamespace, tmp_path: Path) -> None:
     """The whole of --scale, reduced: 4 submissions first, then 2 more and 4 more, and all again."""
     record = benchmark.scale.scale(2, 2, 4, 1, tmp_path, lambda line: None)
