@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 import zipfile
 from pathlib import Path
@@ -206,7 +207,8 @@ def exported(plugin: type, gradebook: Gradebook, folder: Path, text: str, **more
     given, to = folder / "given.csv", folder / "marks.csv"
     given.write_text(text, encoding="utf-8-sig")
     config = Config({plugin.__name__: {"roster": str(given), "to": str(to), **more}})
-    plugin(config=config).export(gradebook)
+    log = logging.getLogger(__name__)  # by default that of the application, if another test has begun one
+    plugin(config=config, log=log).export(gradebook)
     with to.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

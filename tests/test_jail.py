@@ -6,6 +6,7 @@ As root, the whole file runs once more as an ordinary user.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from conftest import run_as_ordinary_user
 from autograder.assignment import COURSE
 from autograder.report import Outcome
 from autograder.sandbox import jail as jails
-from autograder.sandbox import wire
+from autograder.sandbox import selftest, wire
 from autograder.sandbox.jail import Jail, JailError, Limits, Worker, WorkerLost
 from autograder.sandbox.selftest import PROBES, WATCHDOG, require, self_test
 
@@ -185,6 +186,27 @@ def test_the_grader_refuses_when_no_system_call_is_filtered(monkeypatch: pytest.
     paths = jails._paths()
     monkeypatch.setattr(jails, "_paths", lambda: {**paths, "/sandbox/zygote.py": open_zygote})
     with Jail(LIMITS) as jail, pytest.raises(JailError, match=r"Nothing is graded.*(no network|Seccomp is 0)"):
+        require(jail)
+
+
+def test_a_worker_killed_in_the_self_test_is_no_hole(monkeypatch: pytest.MonkeyPatch, jail: Jail) -> None:
+    killed: list[int] = []
+
+    def memory(pid: int) -> int:
+        if not killed:
+            killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+            return 0
+        return jails._memory(pid)
+
+    monkeypatch.setattr(selftest, "_memory", memory)
+    require(jail)
+    assert len(killed) == 1
+
+
+def test_the_grader_refuses_when_it_cannot_see_a_workers_memory(monkeypatch: pytest.MonkeyPatch, jail: Jail) -> None:
+    monkeypatch.setattr(selftest, "_memory", lambda pid: 0)
+    with pytest.raises(JailError, match="its memory reads as 0"):
         require(jail)
 
 

@@ -179,6 +179,7 @@ def _probe(jail: Jail, prelude: str, probes: Mapping[str, str]) -> list[Check]:
             seen = ran.error or ran.output.strip()
             checks.append(Check(claim, seen == "ok", "" if seen == "ok" else seen))
         memory = _memory(worker.pid)
+        worker.ask(wire.Run(worker.number(), "after", ""))  # of one that was killed, nothing would be seen either
         checks.append(Check(WATCHDOG, memory > 0, "" if memory else "its memory reads as 0"))
     except WorkerLost as lost:
         checks.append(Check(SURVIVES, False, str(lost)))
