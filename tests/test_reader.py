@@ -283,6 +283,7 @@ def test_every_page_works_from_a_folder_for_everybody(
 ) -> None:
     """Formulas, width, quizzes, and axe. By day colours are judged on a page of each kind, and notebooks not by axe."""
     narrow, wide = ViewportSize(width=390, height=844), ViewportSize(width=1280, height=900)
+    paper = ViewportSize(width=658, height=900)  # A4 within its margins
     page = browser.new_context(viewport=narrow, reduced_motion="reduce").new_page()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -298,6 +299,10 @@ def test_every_page_works_from_a_folder_for_everybody(
         assert page.locator("mjx-container").count() == formulas, name
         assert page.locator("mjx-merror, [data-mjx-error]").count() == 0, name
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than a phone"
+        page.set_viewport_size(paper)
+        page.emulate_media(media="print")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than paper"
+        page.emulate_media(media="screen")
         for question in page.evaluate(ANSWER_ALL):
             assert all(seen for seen, _ in question), f"{name}: an explanation is not unfolded: {question}"
             assert sorted(text.split(".")[0] for _, text in question)[-1:] == ["Yes"], f"{name}: {question}"
