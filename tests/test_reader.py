@@ -299,14 +299,14 @@ def test_every_page_works_from_a_folder_for_everybody(
         assert page.locator("mjx-container").count() == formulas, name
         assert page.locator("mjx-merror, [data-mjx-error]").count() == 0, name
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than a phone"
-        page.set_viewport_size(paper)
-        page.emulate_media(media="print")
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than paper"
-        page.emulate_media(media="screen")
         for question in page.evaluate(ANSWER_ALL):
             assert all(seen for seen, _ in question), f"{name}: an explanation is not unfolded: {question}"
             assert sorted(text.split(".")[0] for _, text in question)[-1:] == ["Yes"], f"{name}: {question}"
             assert sum(text.startswith("Yes.") for _, text in question) == 1, f"{name}: {question}"
+        page.set_viewport_size(paper)
+        page.emulate_media(media="print")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than paper"
+        page.emulate_media(media="screen")
         if NIGHTLY or name in KINDS or name.startswith("book/"):
             page.set_viewport_size(wide)
             colours = NIGHTLY or name in KINDS
