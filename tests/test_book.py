@@ -159,8 +159,10 @@ def test_a_chapter_of_ones_own_has_a_map_and_pages_lead_to_the_public_sources(tm
     for file in ("book/chapters.yml", "experiments/published.json", "experiments/results/c02_word_sense.json"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / file, tmp_path / file)
+    colab = "https://colab.research.google.com/github/example/students/blob/HEAD/notebooks/own.ipynb"
     for name in (own, ours):
         notebook = json.loads((ROOT / f"notebooks/{ours}/{ours}.ipynb").read_text(encoding="utf-8"))
+        notebook["cells"][0]["source"] += [f"\n\n[Open this notebook in Colab]({colab})"]
         (tmp_path / f"notebooks/{name}").mkdir(parents=True)
         (tmp_path / f"notebooks/{name}/{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
         (tmp_path / f"book/{name}.md").write_text(pages[name], encoding="utf-8")
@@ -192,7 +194,8 @@ def test_a_chapter_of_ones_own_has_a_map_and_pages_lead_to_the_public_sources(tm
             r"https://github.com/example/ichimon/blob/\w{40}/experiments/c02_word_sense.py", script["href"]
         )
     assert rows[own].keys() == {"Read", "Build", "This page"}
-    assert "5 exercises, 20 points · about 75 minutes" in rows[own]["Build"].text
+    assert "5 exercises, 20 points · about 75 minutes · in Colab" in rows[own]["Build"].text
+    assert [link["href"] for link in rows[own]["Build"].select("a")][1:] == [colab]
     assert rows[ours]["Build"].text.strip() == "not in this course"
 
 
