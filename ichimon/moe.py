@@ -70,7 +70,7 @@ _LARGE = Preset(
     n_heads=12,
     length=512,
     batch=64,
-    training=train.Settings(steps=8000, lr=6e-4, warmup=400, evaluate_every=200),
+    training=train.Settings(steps=8000, lr=6e-4, warmup=400, evaluate_every=200, compiled="measure"),
     text="enwik8",
     vocabulary=8192,
 )
@@ -127,38 +127,42 @@ def run(
     quiet: bool = False,
     steps: int | None = None,
     device: Device = "auto",
+    compiled: train.Compiled | None = None,
+    accumulate: int = 1,
     seed: int = 0,
 ) -> Run:
     """Train a small MoE, or the dense model of the same FLOPs a token, and say how it went.
 
-    With `checkpoint`, a folder, Ctrl-C keeps the run there, and the same call goes on with it. Raises TrainingError,
-    NotYet or corpus.CorpusError, each with a sentence that says what to do.
+    With `checkpoint`, a folder, Ctrl-C keeps the run there, and the same call goes on with it. With `accumulate`, each
+    batch is computed in so many pieces: the same steps with less memory. Raises TrainingError, NotYet or
+    corpus.CorpusError, each with a sentence that says what to do.
     """
     if isinstance(preset, str) and preset not in PRESETS:
         raise TrainingError(f"There is no preset {preset!r}; there is {', '.join(PRESETS)}.")
     chosen = PRESETS[preset] if isinstance(preset, str) else preset
-    settings = replace(chosen.training, device=device, seed=seed)
+    settings = replace(chosen.training, device=device, seed=seed, compiled=compiled or chosen.training.compiled)
     if steps is not None:
         settings = replace(settings, steps=steps, warmup=min(settings.warmup, max(0, steps - 1)))
-    chosen = replace(chosen, training=settings)
-    chosen = _with_text(chosen)
+    if chosen.batch % accumulate:
+        raise TrainingError(f"A batch of {chosen.batch} windows cannot be cut into {accumulate} equal pieces.")
+    settings = replace(settings, accumulate=settings.accumulate * accumulate)
+    chosen = _with_text(replace(chosen, batch=chosen.batch // accumulate, training=settings))
     ids = {split: _ids(chosen, split) for split in SPLITS}
     draw = partial(train.windows, batch=chosen.batch, length=chosen.length)
     torch.manual_seed(seed)
     model = build(chosen, kind, parts)
-    watch = Shares(model, chosen) if kind == "moe" else None
+    watch = Shares(chosen) if kind == "moe" else None
+    balancing = _balancing(parts) if kind == "moe" else None
     history = train.fit(
         model,
         draw(ids["train"], seed=seed),
         settings,
-        loss=partial(_loss, chosen, _balancing(parts) if kind == "moe" else None),
+        loss=partial(_loss, chosen, balancing, watch),
         validation=draw(ids["validation"], seed=seed + 1),
         checkpoint=checkpoint,
         quiet=quiet,
         watch=watch,
     )
-    if watch is not None:
-        watch.close()
     return Run(
         model, chosen, kind, history, watch.seen if watch else [], history.tokens * flops_per_token(model, chosen)
     )
@@ -167,6 +171,7 @@ def run(
 def build(preset: Preset, kind: Kind = "moe", parts: Parts = "transformers") -> nn.Module:
     """The untrained model: token ids [batch, n] to an output with `logits` [batch, n, vocabulary]."""
     from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
+    from transformers.integrations.moe import ExpertsInterface
 
     shape: dict[str, Any] = {
         "vocab_size": preset.vocabulary,
@@ -190,9 +195,10 @@ def build(preset: Preset, kind: Kind = "moe", parts: Parts = "transformers") -> 
         **shape,
     )
     model = MixtralForCausalLM(config)
+    ExpertsInterface.register("grouped_mm_in_autocast", _as_autocast_would)
+    model.set_experts_implementation("grouped_mm_in_autocast")
     for block in model.model.layers:
         nn.init.normal_(block.mlp.gate.weight, std=preset.router_std)
-        block.mlp.experts.forward = partial(_as_autocast_would, block.mlp.experts, block.mlp.experts.forward)
     if parts == "mine":
         layer = mine("13-router").MoELayer
         for block in model.model.layers:
@@ -221,6 +227,7 @@ def router_logits(model: nn.Module) -> Iterator[list[Float[Tensor, "tokens n_exp
     """What the routers say in the forward passes inside: one entry for each layer and pass, in order."""
     heard: list[Tensor] = []
 
+    @torch.compiler.disable  # a compiled model calls it, and does not take it for a part of itself
     def hear(module: nn.Module, inputs: Any, output: Any) -> None:
         logits = output[0] if isinstance(output, tuple) else output
         heard.append(logits.flatten(0, -2))
@@ -253,22 +260,17 @@ def flops_per_token(model: nn.Module, preset: Preset) -> int:
 class Shares:
     """How the tokens of the steps since the last look were shared out among the experts, layer by layer."""
 
-    def __init__(self, model: nn.Module, preset: Preset) -> None:
+    def __init__(self, preset: Preset) -> None:
         self.seen: list[tuple[int, list[list[float]]]] = []
         self._top_k, self._n_experts = preset.top_k, preset.n_experts
-        self._routers = routers(model)
-        self._counts = [torch.zeros(preset.n_experts) for _ in self._routers]
-        self._hooks = [
-            router.register_forward_hook(partial(self._count, layer)) for layer, router in enumerate(self._routers)
-        ]
+        self._counts = [torch.zeros(preset.n_experts) for _ in range(preset.n_layers)]
 
-    def _count(self, layer: int, module: nn.Module, inputs: Any, output: Any) -> None:
-        if not module.training:
-            return
-        logits = output[0] if isinstance(output, tuple) else output
-        experts = logits.detach().flatten(0, -2).topk(self._top_k, -1).indices
-        counted = torch.bincount(experts.flatten(), minlength=self._n_experts)
-        self._counts[layer] = self._counts[layer].to(counted.device) + counted
+    def count(self, logits: Sequence[Float[Tensor, "tokens n_experts"]]) -> None:
+        """Add what the routers of all layers said of a batch."""
+        for layer, said in enumerate(logits):
+            experts = said.detach().topk(self._top_k, -1).indices
+            taken = torch.nn.functional.one_hot(experts, self._n_experts).sum((0, 1))
+            self._counts[layer] = self._counts[layer].to(taken.device) + taken
 
     def look(self, step: int) -> str:
         rows = [(counts / counts.sum().clamp(min=1)).tolist() for counts in self._counts]
@@ -283,10 +285,6 @@ class Shares:
         ax.set(title="Share of each expert", xlabel="expert", ylabel="layer", yticks=range(len(rows)))
         ax.grid(False)
         ax.figure.colorbar(drawn, ax=ax, label="of the tokens")
-
-    def close(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
 
 
 def save(run: Run, path: Path) -> None:
@@ -323,14 +321,21 @@ def load_trained(kind: Kind = "moe") -> tuple[nn.Module, Tokenizer]:
 # -- the parts --------------------------------------------------------------------------------------------------------
 
 
-def _as_autocast_would(experts: nn.Module, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def _as_autocast_would(
+    experts: nn.Module,
+    x: Float[Tensor, "tokens d_model"],
+    chosen: Int[Tensor, "tokens top_k"],
+    weights: Float[Tensor, "tokens top_k"],
+) -> Float[Tensor, "tokens d_model"]:
     """Grouped products take no part in autocast, and would run in float32: give the experts its dtype."""
-    kind = inputs[0].device.type
+    from transformers.integrations.moe import grouped_mm_experts_forward
+
+    kind = x.device.type
     dtype = torch.get_autocast_dtype(kind)
     if not torch.is_autocast_enabled(kind) or next(experts.parameters()).dtype == dtype:
-        return forward(*inputs)
-    weights = {name: weight.to(dtype) for name, weight in experts.named_parameters()}
-    return torch.func.functional_call(experts, weights, inputs)
+        return grouped_mm_experts_forward(experts, x, chosen, weights)
+    own = {name: weight.to(dtype) for name, weight in experts.named_parameters()}
+    return torch.func.functional_call(experts, own, (x, chosen, weights))  # which comes here again, in that dtype
 
 
 def _own(model: nn.Module) -> dict[str, Tensor]:
@@ -355,12 +360,14 @@ def _balancing(parts: Parts) -> Balancing:
     return theirs
 
 
-def _loss(preset: Preset, balancing: Balancing | None, model: nn.Module, batch: Tensor) -> Tensor:
+def _loss(preset: Preset, balancing: Balancing | None, watch: Shares | None, model: nn.Module, batch: Tensor) -> Tensor:
     if balancing is None or not model.training:
         return train.next_token(model, batch)
     whole = getattr(model, "module", model)  # torch.distributed wraps it
     with router_logits(whole) as heard:
         value = train.next_token(model, batch)
+    if watch is not None:
+        watch.count(heard)
     return value + preset.balance * balancing(heard, preset.n_experts, preset.top_k)
 
 
@@ -406,6 +413,10 @@ def _command(
     checkpoint: Annotated[Path | None, Option(help="A folder: kept there, and gone on with from there.")] = None,
     steps: Annotated[int | None, Option(min=1, help="Fewer or more steps than the preset's.")] = None,
     device: Annotated[Device, Option(help="What to train on.")] = "auto",
+    compiled: Annotated[
+        train.Compiled | None, Option("--compile", help="measure: if the first steps are faster for it. As the preset.")
+    ] = None,
+    accumulate: Annotated[int, Option(min=1, help="The same steps from so many pieces, in less memory.")] = 1,
     seed: Annotated[int, Option(help="Of the weights and of the order of the text.")] = 0,
     save_to: Annotated[Path | None, Option("--save", help="Where to write the weights, as safetensors.")] = None,
 ) -> None:
@@ -414,7 +425,17 @@ def _command(
     Ctrl-C ends it; with --checkpoint the same command goes on where it stopped.
     """
     try:
-        done = run(preset, kind=kind, parts=parts, checkpoint=checkpoint, steps=steps, device=device, seed=seed)
+        done = run(
+            preset,
+            kind=kind,
+            parts=parts,
+            checkpoint=checkpoint,
+            steps=steps,
+            device=device,
+            compiled=compiled,
+            accumulate=accumulate,
+            seed=seed,
+        )
     except (TrainingError, NotYet, corpus.CorpusError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
@@ -424,7 +445,7 @@ def _command(
     loss = f", validation loss {history.validation[-1][1]:.3f}" if history.validation else ""
     typer.echo(
         f"{len(history.losses)} steps, {history.tokens:,} tokens and {done.flops:.2e} FLOPs in {history.seconds:.0f} s "
-        f"on {history.device} in {history.precision}{loss}"
+        f"on {history.device} in {history.precision}{', compiled' if history.compiled else ''}{loss}"
     )
     left = done.preset.training.steps - len(history.losses)
     if left:

@@ -18,11 +18,13 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 Batches = Callable[[int], Any]  # the batch of a step; the same step gives the same batch
 Loss = Callable[[nn.Module, Any], Tensor]
+Compiled = Literal["no", "yes", "measure"]
 
 
 class Watch(Protocol):
@@ -68,6 +71,7 @@ class Settings:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the GPU computes in it
+    compiled: Compiled = "no"  # by torch.compile; measure: if the run's own first steps are faster for it
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "evaluate_every", "evaluate_batches"):
@@ -92,6 +96,8 @@ class History:
     stopped: bool = False  # by Ctrl-C
     device: str = "cpu"
     precision: str = "fp32"
+    compiled: bool | None = None  # None: not yet decided
+    step_seconds: tuple[float, float] | None = None  # median of a step as it is and compiled, where it was measured
 
 
 def windows(ids: np.ndarray | Tensor, *, batch: int, length: int, seed: int = 0) -> Batches:
@@ -170,10 +176,12 @@ def fit(
         history = _resume(accelerator, folder, settings, history)
     model.train()
     show = _Show(settings, history, watch, silent=quiet or not accelerator.is_main_process)
+    faster = _Faster(prepared, accelerator, settings, history, show.say)
     with _interruptible() as interrupted, show:
         for step in range(len(history.losses), settings.steps):
             start = time.perf_counter()
-            value, tokens = _step(accelerator, prepared, prepared_optimiser, batches, step, settings, loss)
+            take = partial(_step, accelerator, prepared_optimiser, batches, step, settings, loss)
+            value, tokens = faster.take(take)
             value, stop = _agree(accelerator, value, interrupted.is_set())
             history.losses.append(value)
             history.tokens += tokens * accelerator.num_processes
@@ -197,12 +205,12 @@ def fit(
 
 def _step(
     accelerator: Accelerator,
-    model: nn.Module,
     optimiser: torch.optim.Optimizer,
     batches: Batches,
     step: int,
     settings: Settings,
     loss: Loss,
+    model: nn.Module,
 ) -> tuple[float, int]:
     """One change of the weights, from `accumulate` batches a process: their mean loss, and how many tokens they had."""
     total, tokens = 0.0, 0
@@ -229,6 +237,79 @@ def _step(
     return total / settings.accumulate, tokens
 
 
+class _Faster:
+    """The model as it is or compiled; where that is to be measured, whichever takes the run's own first steps faster.
+
+    The steps of the trial alternate, so that what else the machine does slows both down.
+    """
+
+    WARM, TIMED = 3, 5  # steps of each; what is not timed compiles, chooses kernels and fills caches
+    WORTH_IT = 100  # a run with fewer steps left is over before compiling has paid
+
+    def __init__(
+        self,
+        model: nn.Module,
+        accelerator: Accelerator,
+        settings: Settings,
+        history: History,
+        say: Callable[[str], None],
+    ) -> None:
+        self.model, self.accelerator, self.steps = model, accelerator, settings.steps
+        self.history, self.say = history, say
+        self.compiled = cast(nn.Module, torch.compile(model)) if settings.compiled != "no" else model
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # transformers'
+        self.taken: dict[bool, list[float]] = {False: [], True: []}
+        self.tried = False  # whether a compiled step has come to its end
+        if settings.compiled != "measure":
+            history.compiled = settings.compiled == "yes"
+        elif history.compiled is None and settings.steps - len(history.losses) < self.WORTH_IT:
+            history.compiled = False
+
+    def take(self, step: Callable[[nn.Module], tuple[float, int]]) -> tuple[float, int]:
+        """What `step` gives for the model, which it trains."""
+        if self.history.compiled is not None:
+            return self._compiled(step) if self.history.compiled else step(self.model)
+        compiled = len(self.taken[True]) < len(self.taken[False])
+        start = self._now()
+        found = self._compiled(step) if compiled else step(self.model)
+        self.taken[compiled].append(self._now() - start)
+        if self.history.compiled is None and len(self.taken[True]) == self.WARM + self.TIMED:
+            self._decide()
+        return found
+
+    def _compiled(self, step: Callable[[nn.Module], tuple[float, int]]) -> tuple[float, int]:
+        """A step of the compiled model; of the model as it is, from here on, where compiling fails."""
+        try:
+            found = step(self.compiled)
+        except Exception as error:
+            if self.tried or isinstance(error, TrainingError):
+                raise
+            self.model.zero_grad()
+            found = step(self.model)  # if this fails too, then not for being compiled
+            self.history.compiled = False
+            reason = str(error).strip().partition("\n")[0][:200]
+            self.say(f"It cannot be compiled here, and is trained as it is: {type(error).__name__}: {reason}")
+        self.tried = True
+        return found
+
+    def _now(self) -> float:
+        if self.accelerator.device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    def _decide(self) -> None:
+        medians = torch.tensor([float(np.median(self.taken[which][self.WARM :])) for which in (False, True)])
+        plain, compiled = self.accelerator.reduce(medians.to(self.accelerator.device), "mean").tolist()
+        self.history.step_seconds = plain, compiled
+        self.history.compiled = compiled < plain
+        left = self.steps - len(self.history.losses) - 1  # this one is not yet noted
+        self.say(
+            f"A step takes {plain:.3g} s, and compiled {compiled:.3g} s (medians of {self.TIMED} each): "
+            f"{'compiled' if self.history.compiled else 'not compiled'} from here on, about "
+            f"{min(plain, compiled) * left / 60:.0f} min for {left:,} steps."
+        )
+
+
 def _tokens(batch: Any) -> int:
     """How many next tokens a batch of windows asks for; 0 for batches of another form."""
     return batch.shape[0] * (batch.shape[1] - 1) if isinstance(batch, Tensor) and batch.dim() == 2 else 0
@@ -251,10 +332,12 @@ def _memory(step: int, settings: Settings) -> Iterator[None]:
         known = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not known and "can't allocate memory" not in str(error):  # what PyTorch's CPU allocator says
             raise
+        pieces = 2 * settings.accumulate
         raise TrainingError(
-            f"The memory ran out at step {step}. Halve the batch and set accumulate to {2 * settings.accumulate} "
-            "(the same step from smaller pieces), or shorten the windows, or take fewer experts or layers: in a "
-            "Mixture of Experts all of them are held, although each token meets few."
+            f"The memory ran out at step {step}. Halve the batch and set accumulate to {pieces}: the same step from "
+            f"smaller pieces, as python -m ichimon.train --accumulate {pieces} takes it. Or shorten the windows, "
+            "or take fewer experts or layers: in a Mixture of Experts all of them are held, although each token meets "
+            "few."
         ) from error
 
 
@@ -280,9 +363,7 @@ def _accelerator(settings: Settings) -> Accelerator:
             f"({', '.join(name for name in there if there[name])})."
         )
     device = _best_device() if settings.device == "auto" else settings.device
-    bf16 = settings.precision == "bf16" or (
-        settings.precision == "auto" and device == "cuda" and torch.cuda.is_bf16_supported()
-    )
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device == "cuda" and _computes_in_bf16())
     if AcceleratorState._shared_state:  # one process may train twice, with other settings
         AcceleratorState._reset_state()
         GradientState._reset_state()
@@ -291,6 +372,11 @@ def _accelerator(settings: Settings) -> Accelerator:
         mixed_precision="bf16" if bf16 else "no",
         gradient_accumulation_steps=settings.accumulate,
     )
+
+
+def _computes_in_bf16() -> bool:
+    """Whether the GPU does; older ones only emulate it, which is slower than float32."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _best_device() -> str:
@@ -418,6 +504,8 @@ def _resume(accelerator: Accelerator, folder: Path, settings: Settings, history:
         resumed_at=len(losses),
         device=history.device,
         precision=history.precision,
+        compiled=kept["history"]["compiled"],
+        step_seconds=tuple(kept["history"]["step_seconds"] or ()) or None,
     )
 
 
@@ -473,6 +561,10 @@ class _Show:
         if self.curve is not None:
             self._draw()
         self.bar.close()
+
+    def say(self, sentence: str) -> None:
+        if not self.silent:
+            self.bar.write(sentence, file=sys.stderr)
 
     def update(self, lr: float, *, due: bool) -> None:
         history = self.history

@@ -10,10 +10,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import pytest
 import torch
+from conftest import NIGHTLY
 from torch import nn
 
 from ichimon import corpus, moe, train
@@ -245,21 +247,84 @@ def test_without_a_network_the_large_preset_takes_the_text_of_the_library(monkey
         assert moe.run(small, steps=2, quiet=True).history.tokens
 
 
+def test_compiled_it_has_the_losses_and_the_shares_that_it_has_otherwise(run: moe.Run) -> None:
+    compiled = moe.run("fast", quiet=True, device="cpu", compiled="yes")
+    assert compiled.history.compiled, "nothing here can compile: a C++ compiler is missing"
+    assert compiled.history.losses == pytest.approx(run.history.losses, abs=1e-3)
+    for (_, ours), (_, theirs) in zip(compiled.shares, run.shares, strict=True):
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=0.01, rtol=0)
+
+
+@pytest.mark.skipif(not NIGHTLY, reason="by night: each of two processes compiles for itself")
+def test_two_processes_choose_alike_whether_to_compile(tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = command(
+        "moe", "--preset", "fast", "--device", "cpu", "--steps", "120", "--compile", "measure",
+        "--checkpoint", str(tmp_path / "run"), launcher=launcher,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "compiled from here on" in done.stderr
+    history = json.loads((tmp_path / "run" / "run.json").read_text())["history"]
+    assert history["compiled"] == (history["step_seconds"][1] < history["step_seconds"][0])
+    assert history["losses"][-1] < history["losses"][0]
+
+
+def test_pieces_of_a_batch_give_the_steps_of_the_whole() -> None:
+    whole = moe.run("fast", kind="dense", quiet=True, steps=5)
+    pieces = moe.run("fast", kind="dense", quiet=True, steps=5, accumulate=4)
+    assert (pieces.preset.batch, pieces.preset.training.accumulate) == (FAST.batch // 4, 4)
+    assert pieces.history.tokens == whole.history.tokens
+    with pytest.raises(TrainingError, match="A batch of 4 windows cannot be cut into 3 equal pieces"):
+        moe.run("fast", steps=5, accumulate=3)
+
+
+def imagined(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "imagined_gpu.py", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("kind", ["moe", "dense"])
+def test_the_large_model_leaves_nothing_on_the_cpu_and_fits_a_gpu(kind: str) -> None:
+    found = imagined("preset", kind)
+    assert found["devices"] == ["gpu:0"]
+    assert found["flops"] / (30 * 60) == pytest.approx(70e12, rel=0.05), "half an hour at 70 · 10¹² a second"
+    assert found["bytes"]["1"] < 40e9, "a data-centre GPU has 40 GB or more"
+    assert found["bytes"]["2"] < 24e9, "in two pieces it suits a large card for games"
+
+
+@pytest.mark.skipif(not NIGHTLY, reason="by night: chapter 13's answer is tried there by its notebook too")
+@pytest.mark.usefixtures("my_notebooks")
+def test_a_right_answer_of_chapters_13_and_14_leaves_nothing_on_the_cpu() -> None:
+    assert imagined("parts", "mine")["devices"] == ["gpu:0"]
+
+
+@pytest.mark.parametrize("name", ["06-gpt", "13-router", "18-lora"])
+def test_what_a_notebook_trains_with_right_answers_runs_on_a_gpu(name: str) -> None:
+    found = imagined("notebook", name)
+    assert found["trainings"] >= 1
+    assert found["devices"] == ["gpu:0"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-def test_on_a_gpu_the_large_model_trains_in_bf16() -> None:
+@pytest.mark.parametrize("compiled", ["no", "yes"])
+def test_on_a_gpu_the_large_model_trains_in_bf16(compiled: train.Compiled) -> None:
     large = replace(PRESETS["gpu"], text="library", batch=4, n_layers=2)
-    done = moe.run(large, steps=20, quiet=True)
-    assert (done.history.device, done.history.precision) == ("cuda", "bf16")
+    done = moe.run(large, steps=20, quiet=True, compiled=compiled)
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    assert (done.history.device, done.history.precision) == ("cuda", "bf16" if bf16 else "fp32")
+    assert done.history.compiled == (compiled == "yes")
     assert done.history.losses[-1] < done.history.losses[0]
 
 
 def test_the_shares_are_drawn_under_the_curve(run: moe.Run) -> None:
     from matplotlib.figure import Figure
 
-    watch = moe.Shares(run.model, FAST)
+    watch = moe.Shares(FAST)
     watch.seen = list(run.shares)
     ax = Figure().add_subplot()
     watch.draw(ax)
     assert ax.images[0].get_array().shape == (FAST.n_layers, FAST.n_experts)  # type: ignore[union-attr]
     assert "Share of each expert" in (ax.get_title(), ax.get_title("left"))  # where the style puts it
-    watch.close()

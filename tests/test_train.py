@@ -12,6 +12,7 @@ import termios
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -170,8 +171,98 @@ def test_a_device_that_is_not_there_is_refused_and_the_others_named() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_on_a_gpu_it_trains_in_bf16() -> None:
     history = fit(small().cuda(), BATCHES, Settings(steps=100, lr=0.03), quiet=True)
-    assert (history.device, history.precision) == ("cuda", "bf16")
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    assert (history.device, history.precision) == ("cuda", "bf16" if bf16 else "fp32")
     assert history.losses[-1] < 0.5
+
+
+@pytest.mark.parametrize(("generation", "takes_it"), [(7, False), (8, True)])
+def test_bf16_is_not_taken_where_a_gpu_only_emulates_it(
+    monkeypatch: pytest.MonkeyPatch, generation: int, takes_it: bool
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=generation))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    assert train._computes_in_bf16() == takes_it
+
+
+class Late(nn.Module):
+    """A model whose every pass comes late: the other one is faster."""
+
+    def __init__(self, model: nn.Module, seconds: float) -> None:
+        super().__init__()
+        self.model, self.seconds = model, seconds
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        time.sleep(self.seconds)
+        return self.model(*inputs)
+
+
+LONG = dataclasses.replace(SETTINGS, steps=120, compiled="measure")
+
+
+@pytest.mark.parametrize(("seconds", "compiling"), [((0.0, 0.02), False), ((0.02, 0.0), True)])
+def test_it_compiles_where_the_first_steps_are_faster_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seconds: tuple[float, float], compiling: bool
+) -> None:
+    plain, compiled = seconds
+    passes = {"plain": 0, "compiled": 0}
+    model = Late(small(), plain)
+
+    class Compiled(Late):
+        def forward(self, *inputs: Tensor) -> Tensor:
+            passes["compiled"] += 1
+            time.sleep(self.seconds)
+            return self.model.model(*inputs)
+
+    monkeypatch.setattr(torch, "compile", lambda whole: Compiled(whole, compiled))
+    model.register_forward_pre_hook(lambda *_: passes.update(plain=passes["plain"] + 1))
+    history = fit(model, BATCHES, LONG)
+    assert history.compiled == compiling
+    assert history.step_seconds is not None
+    assert (history.step_seconds[1] < history.step_seconds[0]) == compiling
+    trial = train._Faster.WARM + train._Faster.TIMED
+    rest = LONG.steps - 2 * trial
+    assert passes == {"plain": trial + rest * (not compiling), "compiled": trial + rest * compiling}
+    said = capsys.readouterr().err
+    assert f"{'compiled' if compiling else 'not compiled'} from here on, about 0 min for {rest} steps." in said
+
+
+@pytest.mark.parametrize("compiled", ["yes", "measure"])
+def test_a_model_that_cannot_be_compiled_is_trained_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], compiled: train.Compiled
+) -> None:
+    class Refused(nn.Module):
+        def forward(self, *inputs: Tensor) -> Tensor:
+            raise RuntimeError("No working C++ compiler found\nand a long report")
+
+    monkeypatch.setattr(torch, "compile", lambda whole: Refused())
+    history = fit(small(), BATCHES, dataclasses.replace(LONG, compiled=compiled))
+    assert history.losses == fit(small(), BATCHES, dataclasses.replace(LONG, compiled="no"), quiet=True).losses
+    assert history.compiled is False
+    said = capsys.readouterr().err
+    assert "It cannot be compiled here, and is trained as it is: RuntimeError: No working C++ compiler found\n" in said
+
+
+def test_a_fault_of_the_model_is_not_laid_on_the_compiler() -> None:
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        raise ValueError("my own fault")
+
+    with pytest.raises(ValueError, match="my own fault"):
+        fit(small(), BATCHES, dataclasses.replace(LONG, compiled="yes"), loss=loss, quiet=True)
+
+
+def test_a_short_run_is_not_measured_and_a_resumed_one_keeps_the_choice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda whole: Late(whole, 0.02))
+    assert fit(small(), BATCHES, dataclasses.replace(LONG, steps=50), quiet=True).step_seconds is None
+    done = fit(small(), BATCHES, LONG, checkpoint=tmp_path / "run", quiet=True)
+    again = fit(small(), BATCHES, LONG, checkpoint=tmp_path / "run", quiet=True)
+    assert again.step_seconds == done.step_seconds is not None
+    assert again.compiled is False
 
 
 def test_bf16_can_be_asked_for_and_learns_too() -> None:
