@@ -105,7 +105,7 @@ EXPERIMENT = Experiment(
         "test_batches": 6,
     },
     reduced={"methods": ["nothing", "loss", "bias"], "steps": 30, "batch": 4, "test_batches": 1},
-    seeds=(0, 1, 2, 3),
+    seeds=(0, 1, 2, 3, 4),
 )
 
 if __name__ == "__main__":

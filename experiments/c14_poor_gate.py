@@ -112,7 +112,7 @@ EXPERIMENT = Experiment(
         "test_batches": 6,
     },
     reduced={"steps": 60, "batch": 4, "test_batches": 1, "noise": [0.5], "gate_steps": 10},
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
 )
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ EXPERIMENT = Experiment(
         "learning_rates": [0.006],
         "test_batches": 1,
     },
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
 )
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ EXPERIMENT = Experiment(
         "tokens": 50_000,
         "test_batches": 2,
     },
-    seeds=(3, 4, 5),
+    seeds=(3, 4, 5, 6, 7),
 )
 
 if __name__ == "__main__":

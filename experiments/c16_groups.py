@@ -143,7 +143,7 @@ EXPERIMENT = Experiment(
         "test_batches": 6,
     },
     reduced={"kept": [8, 2], "learning_rates": [0.01], "steps": 25, "length": 32, "test_batches": 1, "n_layers": 1},
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
 )
 
 if __name__ == "__main__":

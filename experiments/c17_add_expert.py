@@ -238,7 +238,7 @@ EXPERIMENT = Experiment(
         "test_tokens": 20_000,
         "evaluate_batches": 2,
     },
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
 )
 
 if __name__ == "__main__":

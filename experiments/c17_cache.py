@@ -206,7 +206,7 @@ EXPERIMENT = Experiment(
         "n_experts": 8,
         "train_tokens": 20_000,
     },
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
 )
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ EXPERIMENT = Experiment(
         "learning_rates": {"all": [4e-3], "adapters": [1e-2]},
         "evaluate_batches": 2,
     },
-    seeds=(3, 4, 5),
+    seeds=(3, 4, 5, 6, 7),
 )
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ EXPERIMENT = Experiment(
         "learning_rates": [3e-3],
         "evaluate_batches": 1,
     },
-    seeds=(0, 1, 2),
+    seeds=(0, 1, 2, 3, 4),
 )
 
 if __name__ == "__main__":
