@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ import pytest
 from bs4 import BeautifulSoup
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from autograder import assignment as assignments
 from autograder import cli  # before torch: it asks for one thread
 from autograder.report import Report
 from autograder.results import Results
@@ -95,6 +97,16 @@ class Graded:
     results: Path
     ran: Ran
     reports: dict[str, Report]
+
+
+def written(chapter: str, **changed: str) -> str:
+    """The released notebook with the reference's answers, or with others."""
+    document = json.loads((ROOT / f"notebooks/{chapter}/{chapter}.ipynb").read_text(encoding="utf-8"))
+    answers = {**assignments.load(chapter).reference, **changed}
+    for cell in document["cells"]:
+        if cell["id"] in answers:
+            cell["source"] = answers[cell["id"]]
+    return json.dumps(document)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from conftest import written
 
 from autograder import assignment as assignments
 from autograder.report import Report
@@ -34,16 +35,6 @@ OWN = {field for field, (chapter, _) in ORIGIN.items() if chapter in CHAPTERS}
 ORACLE = runpy.run_path(str(ROOT / "autograder/tests/test_23_your_own_model.py"))
 
 Folder = Callable[..., Path]
-
-
-def written(chapter: str, **changed: str) -> str:
-    """The released notebook with the reference's answers, or with others."""
-    document = json.loads((ROOT / f"notebooks/{chapter}/{chapter}.ipynb").read_text(encoding="utf-8"))
-    answers = {**assignments.load(chapter).reference, **changed}
-    for cell in document["cells"]:
-        if cell["id"] in answers:
-            cell["source"] = answers[cell["id"]]
-    return json.dumps(document)
 
 
 @pytest.fixture

@@ -12,10 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jupytext
 import pytest
 import torch
-from conftest import NIGHTLY
+from conftest import NIGHTLY, written
 from torch import nn
 
 from ichimon import corpus, moe, train
@@ -165,7 +164,7 @@ def test_in_bf16_the_experts_compute_in_it_too(monkeypatch: pytest.MonkeyPatch) 
 def my_notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The notebooks of a student who has done chapters 13 and 14: the reference plays the student."""
     for name in ("13-router", "14-balance"):
-        jupytext.write(jupytext.read(ROOT / f"solutions/{name}.py"), tmp_path / f"{name}.ipynb")
+        (tmp_path / f"{name}.ipynb").write_text(written(name), encoding="utf-8")
     monkeypatch.setenv("ICHIMON_NOTEBOOKS", str(tmp_path))
     return tmp_path
 

@@ -41,7 +41,7 @@ EQUIVALENTS = variants.FOLDER / "equivalents"
 MIN_MISTAKES, MIN_CAUGHT = 3, 0.95
 # Where the whole course is judged: so many mutants of an exercise, and only its first mistake is held against the tests
 # of the other exercises, too. More says little more, in minutes that add up.
-MUTANTS = 24
+MUTANTS = 16
 MUTANT_CPU_SECONDS = 2.0  # less than a student has: many mutants may loop
 CASES_WORTH_A_PROCESS = 25  # a grader takes some seconds to start
 WORKERS = min(4, os.cpu_count() or 1)
