@@ -134,7 +134,7 @@ def run(
     """Train a small MoE, or the dense model of the same FLOPs a token, and say how it went.
 
     With `checkpoint`, a folder, Ctrl-C keeps the run there, and the same call goes on with it. With `accumulate`, each
-    batch is computed in so many pieces: the same steps with less memory. Raises TrainingError, NotYet or
+    batch is computed in so many pieces: steps of as many tokens in less memory. Raises TrainingError, NotYet or
     corpus.CorpusError, each with a sentence that says what to do.
     """
     if isinstance(preset, str) and preset not in PRESETS:
@@ -414,9 +414,10 @@ def _command(
     steps: Annotated[int | None, Option(min=1, help="Fewer or more steps than the preset's.")] = None,
     device: Annotated[Device, Option(help="What to train on.")] = "auto",
     compiled: Annotated[
-        train.Compiled | None, Option("--compile", help="measure: if the first steps are faster for it. As the preset.")
+        train.Compiled | None,
+        Option("--compile", help="measure: if its first steps are faster for it. Left out: as the preset."),
     ] = None,
-    accumulate: Annotated[int, Option(min=1, help="The same steps from so many pieces, in less memory.")] = 1,
+    accumulate: Annotated[int, Option(min=1, help="Steps of as many tokens, in so many pieces: less memory.")] = 1,
     seed: Annotated[int, Option(help="Of the weights and of the order of the text.")] = 0,
     save_to: Annotated[Path | None, Option("--save", help="Where to write the weights, as safetensors.")] = None,
 ) -> None:

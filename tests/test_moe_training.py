@@ -268,7 +268,7 @@ def test_two_processes_choose_alike_whether_to_compile(tmp_path: Path) -> None:
     assert history["losses"][-1] < history["losses"][0]
 
 
-def test_pieces_of_a_batch_give_the_steps_of_the_whole() -> None:
+def test_steps_in_pieces_have_as_many_tokens() -> None:
     whole = moe.run("fast", kind="dense", quiet=True, steps=5)
     pieces = moe.run("fast", kind="dense", quiet=True, steps=5, accumulate=4)
     assert (pieces.preset.batch, pieces.preset.training.accumulate) == (FAST.batch // 4, 4)
