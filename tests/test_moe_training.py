@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,9 +247,16 @@ def test_without_a_network_the_large_preset_takes_the_text_of_the_library(monkey
         assert moe.run(small, steps=2, quiet=True).history.tokens
 
 
-def test_compiled_it_has_the_losses_and_the_shares_that_it_has_otherwise(run: moe.Run) -> None:
+@pytest.mark.parametrize(
+    "backend",
+    ["eager", pytest.param("inductor", marks=pytest.mark.skipif(not NIGHTLY, reason="by night: C++ is slow"))],
+)
+def test_compiled_it_has_the_losses_and_the_shares_that_it_has_otherwise(
+    run: moe.Run, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     compiled = moe.run("fast", quiet=True, device="cpu", compiled="yes")
-    assert compiled.history.compiled, "nothing here can compile: a C++ compiler is missing"
+    assert compiled.history.compiled, "it could not be compiled: for inductor, is a C++ compiler there?"
     assert compiled.history.losses == pytest.approx(run.history.losses, abs=1e-3)
     for (_, ours), (_, theirs) in zip(compiled.shares, run.shares, strict=True):
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=0.01, rtol=0)
@@ -285,7 +293,10 @@ def imagined(*arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("kind", ["moe", "dense"])
+BY_NIGHT = pytest.mark.skipif(not NIGHTLY, reason="by night, as the other one stands for it")
+
+
+@pytest.mark.parametrize("kind", ["moe", pytest.param("dense", marks=BY_NIGHT)])
 def test_the_large_model_leaves_nothing_on_the_cpu_and_fits_a_gpu(kind: str) -> None:
     found = imagined("preset", kind)
     assert found["devices"] == ["gpu:0"]
@@ -300,7 +311,7 @@ def test_a_right_answer_of_chapters_13_and_14_leaves_nothing_on_the_cpu() -> Non
     assert imagined("parts", "mine")["devices"] == ["gpu:0"]
 
 
-@pytest.mark.parametrize("name", ["06-gpt", "13-router", "18-lora"])
+@pytest.mark.parametrize("name", ["06-gpt", *(pytest.param(name, marks=BY_NIGHT) for name in ("13-router", "18-lora"))])
 def test_what_a_notebook_trains_with_right_answers_runs_on_a_gpu(name: str) -> None:
     found = imagined("notebook", name)
     assert found["trainings"] >= 1
