@@ -24,7 +24,7 @@ behind by 0.6 nats on both. What it said of rank, embeddings, NF4 and forgetting
 it is judged on fresh seeds. Only the shifts were changed, and the tokens that the first model learns from.
 
 A second run, with seeds 3 to 5, ended weak, for one interval was wider than the claim: LoRA 16 on the small shift. Then
-all experiments of chapters 14 to 18 that trained three or four models were given five, whatever they had said.
+all experiments of chapters 14 to 18 that trained models on three or four seeds were given five, whatever they had said.
 """
 
 import copy

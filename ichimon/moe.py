@@ -268,9 +268,9 @@ class Shares:
     def count(self, logits: Sequence[Float[Tensor, "tokens n_experts"]]) -> None:
         """Add what the routers of all layers said of a batch."""
         for layer, said in enumerate(logits):
-            tokens_to = said.detach().topk(self._top_k, -1).indices.view(-1)
-            counts = self._counts[layer].to(tokens_to.device)
-            self._counts[layer] = counts.index_add(0, tokens_to, counts.new_ones(len(tokens_to)))
+            chosen = said.detach().topk(self._top_k, -1).indices.view(-1)
+            counts = self._counts[layer].to(chosen.device)
+            self._counts[layer] = counts.index_add(0, chosen, counts.new_ones(len(chosen)))
 
     def look(self, step: int) -> str:
         rows = [(counts / counts.sum().clamp(min=1)).tolist() for counts in self._counts]

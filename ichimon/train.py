@@ -256,8 +256,10 @@ class _Faster:
     ) -> None:
         self.model, self.accelerator, self.steps = model, accelerator, settings.steps
         self.history, self.say = history, say
-        self.compiled = cast(nn.Module, torch.compile(model)) if settings.compiled != "no" else model
-        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # transformers'
+        self.compiled = model
+        if settings.compiled != "no":
+            warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # not ours
+            self.compiled = cast(nn.Module, torch.compile(model))
         self.taken: dict[bool, list[float]] = {False: [], True: []}
         self.tried = False  # whether a compiled step has come to its end
         if settings.compiled != "measure":
