@@ -97,6 +97,10 @@ class Grader:
             "no:cacheprovider",
             "-p",
             "no:terminal",
+            "-p",
+            "no:unraisableexception",  # it collects garbage at the end of each session: many seconds in a long run
+            "-p",
+            "no:threadexception",
         ]
         self._config = _prepareconfig([str(assignment.tests), "-s", *options])
         self._config._do_configure()
