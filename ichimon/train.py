@@ -377,7 +377,7 @@ def _accelerator(settings: Settings) -> Accelerator:
 
 
 def _computes_in_bf16() -> bool:
-    """Whether the GPU does; older ones only emulate it, which is slower than float32."""
+    """Whether the GPU does it itself; older ones only emulate it."""
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
