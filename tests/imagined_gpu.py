@@ -35,7 +35,7 @@ MODE = FakeTensorMode(shape_env=ShapeEnv())  # the environment lets a tensor's n
 
 
 def there(value: Any) -> Any:
-    """The same tensor or batch on the device; a model is moved itself."""
+    """The same tensors on the device. A model is not copied: its own parameters and buffers move there."""
     if isinstance(value, Tensor):
         shape = torch.empty_like(value, device="meta")
         with MODE:
