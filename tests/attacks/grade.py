@@ -20,7 +20,7 @@ from autograder.results import Results
 from autograder.sandbox.jail import Limits
 
 LIMITS = Limits(
-    cpu_seconds=0.7, wall_seconds=3, total_seconds=7, lost_workers=2, memory=300 << 20, disk=4 << 20, threads=16
+    cpu_seconds=1.2, wall_seconds=3, total_seconds=7, lost_workers=2, memory=300 << 20, disk=4 << 20, threads=16
 )
 WORKERS = 2 if os.access("/dev/shm", os.W_OK) else 1  # processes that share work need semaphores, and these live there
 MEMORY = f"every grader remembers {os.environ['CANARY']}"
