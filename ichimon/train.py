@@ -54,6 +54,10 @@ class TrainingError(Exception):
     """What is wrong with a run and what to do about it, in a sentence."""
 
 
+class OutOfMemory(TrainingError):
+    """The device's memory does not suffice for a step."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to train. `lr` climbs for `warmup` steps and then follows a cosine down to `final_lr` times itself."""
@@ -214,6 +218,7 @@ def _step(
 ) -> tuple[float, int]:
     """One change of the weights, from `accumulate` batches a process: their mean loss, and how many tokens they had."""
     total, tokens = 0.0, 0
+    accelerator.step = 0  # batches since the last change, and some where a step is taken again
     for i in range(settings.accumulate):
         drawn = (step * settings.accumulate + i) * accelerator.num_processes + accelerator.process_index
         with accelerator.accumulate(model), _memory(step, settings):
@@ -280,18 +285,26 @@ class _Faster:
         return found
 
     def _compiled(self, step: Callable[[nn.Module], tuple[float, int]]) -> tuple[float, int]:
-        """A step of the compiled model; of the model as it is, from here on, where compiling fails."""
+        """A step of the compiled model; of the model as it is, from here on, where that fails for being compiled."""
         try:
             found = step(self.compiled)
+        except OutOfMemory as error:
+            if self.accelerator.num_processes > 1:  # where others have room, they would go on compiled
+                raise
+            failed = error.__cause__
         except Exception as error:
             if self.tried or isinstance(error, TrainingError):
                 raise
-            self.model.zero_grad()
-            found = step(self.model)  # if this fails too, then not for being compiled
-            self.history.compiled = False
-            reason = str(error).strip().partition("\n")[0][:200]
-            self.say(f"It cannot be compiled here, and is trained as it is: {type(error).__name__}: {reason}")
-        self.tried = True
+            failed = error
+        else:
+            self.tried = True
+            return found
+        reason, _, _ = f"{type(failed).__name__}: {failed}".strip().partition("\n")
+        del failed  # it holds the memory of the step
+        self.model.zero_grad()
+        found = step(self.model)  # if this fails too, then not for being compiled
+        self.history.compiled = False
+        self.say(f"It cannot be compiled here, and is trained as it is: {reason[:250]}")
         return found
 
     def _now(self) -> float:
@@ -335,7 +348,7 @@ def _memory(step: int, settings: Settings) -> Iterator[None]:
         if not known and "can't allocate memory" not in str(error):  # what PyTorch's CPU allocator says
             raise
         pieces = 2 * settings.accumulate
-        raise TrainingError(
+        raise OutOfMemory(
             f"The memory ran out at step {step}. Halve the batch and set accumulate to {pieces}: the same step from "
             f"smaller pieces, as python -m ichimon.train --accumulate {pieces} takes it. Or shorten the windows, "
             "or take fewer experts or layers: in a Mixture of Experts all of them are held, although each token meets "

@@ -230,20 +230,49 @@ def test_it_compiles_where_the_first_steps_are_faster_for_it(
     assert f"{'compiled' if compiling else 'not compiled'} from here on, about 0 min for {rest} steps." in said
 
 
+@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
+@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("compiled", ["yes", "measure"])
 def test_a_model_that_cannot_be_compiled_is_trained_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], compiled: train.Compiled
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    compiled: train.Compiled,
+    accumulate: int,
+    error: type[RuntimeError],
 ) -> None:
     class Refused(nn.Module):
         def forward(self, *inputs: Tensor) -> Tensor:
-            raise RuntimeError("No working C++ compiler found\nand a long report")
+            raise error("No working C++ compiler found\nand a long report")
 
+    settings = dataclasses.replace(LONG, compiled=compiled, accumulate=accumulate)
+    plain = fit(small(), BATCHES, dataclasses.replace(settings, compiled="no"), quiet=True)
     monkeypatch.setattr(torch, "compile", lambda whole: Refused())
-    history = fit(small(), BATCHES, dataclasses.replace(LONG, compiled=compiled))
-    assert history.losses == fit(small(), BATCHES, dataclasses.replace(LONG, compiled="no"), quiet=True).losses
+    history = fit(small(), BATCHES, settings)
+    assert history.losses == plain.losses
     assert history.compiled is False
     said = capsys.readouterr().err
-    assert "It cannot be compiled here, and is trained as it is: RuntimeError: No working C++ compiler found\n" in said
+    reason = f"{error.__name__}: No working C++ compiler found\n"
+    assert f"It cannot be compiled here, and is trained as it is: {reason}" in said
+
+
+def test_memory_that_suffices_only_as_it_is_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Greedy(Late):
+        passes = 0
+
+        def forward(self, *inputs: Tensor) -> Tensor:
+            self.passes += 1
+            if self.passes == 3:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().forward(*inputs)
+
+    plain = fit(small(), BATCHES, dataclasses.replace(LONG, compiled="no"), quiet=True)
+    monkeypatch.setattr(torch, "compile", lambda whole: Greedy(whole, 0.0))
+    history = fit(small(), BATCHES, LONG, quiet=True)
+    assert history.losses == plain.losses
+    assert history.compiled is False
+    monkeypatch.setattr(torch, "compile", lambda whole: whole)
+    with pytest.raises(TrainingError, match="The memory ran out at step 0"):
+        fit(Greedy(small(), 0.0), BATCHES, dataclasses.replace(LONG, accumulate=3), quiet=True)
 
 
 def test_a_fault_of_the_model_is_not_laid_on_the_compiler() -> None:
