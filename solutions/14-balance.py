@@ -61,15 +61,15 @@ from torch import Tensor
 # %% [markdown]
 # ## 1 · `load_balancing_loss` ●●○
 #
-# How uneven is a routing? Take two numbers for each of the $N$ experts:
+# How uneven is a routing? Take two numbers for each of the $E$ experts:
 #
 # - $f_i$, the share of the routings that went to expert $i$. It is counted: a token goes there or not.
 # - $P_i$, the mean over the tokens of the probability that the router gave to expert $i$.
 #
-# The balancing loss of the Switch Transformer (Fedus et al. 2021, arXiv 2101.03961, equations 4 to 6) is $N$ times the
+# The balancing loss of the Switch Transformer (Fedus et al. 2021, arXiv 2101.03961, equations 4 to 6) is $E$ times the
 # dot product of these two vectors. The factor $\alpha$ in front of it is left to the training loop.
 #
-# $$\mathrm{loss} = N \sum_{i=1}^{N} f_i P_i$$
+# $$\mathrm{loss} = E \sum_{i=1}^{E} f_i P_i$$
 #
 # A count has no gradient. So the gradient flows **through $P$ only**: it pushes down the probability of an expert, and
 # the harder, the more tokens that expert got.
@@ -95,7 +95,7 @@ from torch import Tensor
 def load_balancing_loss(
     logits: Float[Tensor, "tokens n_experts"], top_k: int, per: Literal["routing", "token"] = "routing"
 ) -> Float[Tensor, ""]:
-    """N times the dot product of how often each expert was chosen with its mean probability.
+    """E times the dot product of how often each expert was chosen with its mean probability.
 
     At balance it is 1 with per="routing" and top_k with per="token". The gradient flows through the probabilities only.
     Source: Fedus et al. 2021 (arXiv 2101.03961), equations 4 to 6.
@@ -168,7 +168,7 @@ except NotImplementedError:
 # bfloat16 is large too, and the exponential turns it into another probability. With $x$ the logits of one token, its
 # term is the square of the logarithm of the softmax's denominator, and the loss is the mean over the $T$ tokens:
 #
-# $$\mathrm{loss} = \frac{1}{T} \sum_{t=1}^{T} \Big( \log \sum_{i=1}^{N} e^{x_{ti}} \Big)^2$$
+# $$\mathrm{loss} = \frac{1}{T} \sum_{t=1}^{T} \Big( \log \sum_{i=1}^{E} e^{x_{ti}} \Big)^2$$
 #
 # `router_z_loss(logits)` takes logits of shape `(tokens, n_experts)` and returns a float32 tensor without dimensions.
 #
@@ -226,9 +226,9 @@ except NotImplementedError:
 # A loss asks for balance. A **capacity** sets a limit: an expert takes so many routings and no more. On a machine that
 # must set aside memory before it knows the text, this is what makes the shapes fixed.
 #
-# $$\text{capacity} = \Big\lceil c \cdot \frac{T k}{N} \Big\rceil$$
+# $$\text{capacity} = \Big\lceil c \cdot \frac{T k}{E} \Big\rceil$$
 #
-# Here $c$ is the `capacity_factor`, $T$ the number of tokens, $k$ is `top_k` and $N$ is `n_experts`. With a factor of 1
+# Here $c$ is the `capacity_factor`, $T$ the number of tokens, $k$ is `top_k` and $E$ is `n_experts`. With a factor of 1
 # there is room for all routings, if they are spread evenly. It is **rounded up**.
 #
 # `with_capacity(weights, experts, n_experts, capacity_factor, priority="position")` takes a routing, that is `weights`

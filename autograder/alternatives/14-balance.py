@@ -21,7 +21,7 @@ def load_balancing_loss(logits, top_k, per="routing"):
     return logits.size(-1) * loss
 
 
-# %% load_balancing_loss: a mask by scatter, N² times a mean
+# %% load_balancing_loss: a mask by scatter, E² times a mean
 def load_balancing_loss(logits, top_k, per="routing"):
     p = logits.double().softmax(-1)
     mask = torch.zeros_like(p).scatter(-1, logits.topk(top_k, -1).indices, 1.0)

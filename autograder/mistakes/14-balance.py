@@ -3,7 +3,7 @@
 
 # %% load_balancing_loss: f made of probabilities
 # caught by: test_the_loss_is_the_published_formula, test_the_gradient_flows_through_the_probabilities_only
-# says: f is the mean probability here, so this is N · Σ P²: f should count where the tokens go.
+# says: f is the mean probability here, so this is E · Σ P²: f should count where the tokens go.
 def load_balancing_loss(logits, top_k, per="routing"):
     p = logits.float().softmax(-1).mean(0)
     loss = len(p) * (p * p).sum()
@@ -58,9 +58,9 @@ def load_balancing_loss(logits, top_k, per="routing"):
     return p.shape[-1] * (f * (p * chosen).mean(0)).sum()
 
 
-# %% load_balancing_loss: without the factor N
+# %% load_balancing_loss: without the factor E
 # caught by: test_the_loss_is_the_published_formula, test_per_routing_is_one_at_balance
-# says: The factor N is missing: this is the bare dot product of f and P.
+# says: The factor E is missing: this is the bare dot product of f and P.
 def load_balancing_loss(logits, top_k, per="routing"):
     p = logits.float().softmax(-1)
     f = F.one_hot(p.topk(top_k).indices, p.shape[-1]).sum(1).float().mean(0)
@@ -69,9 +69,9 @@ def load_balancing_loss(logits, top_k, per="routing"):
     return (f * p.mean(0)).sum()
 
 
-# %% load_balancing_loss: N twice
+# %% load_balancing_loss: E twice
 # caught by: test_the_loss_is_the_published_formula, test_per_routing_is_one_at_balance
-# says: This is N² times the dot product: the factor N² belongs to a mean over the experts, not to a sum.
+# says: This is E² times the dot product: the factor E² belongs to a mean over the experts, not to a sum.
 def load_balancing_loss(logits, top_k, per="routing"):
     p = logits.float().softmax(-1)
     f = F.one_hot(p.topk(top_k).indices, p.shape[-1]).sum(1).float().mean(0)
@@ -82,7 +82,7 @@ def load_balancing_loss(logits, top_k, per="routing"):
 
 # %% load_balancing_loss: the mean over experts
 # caught by: test_the_loss_is_the_published_formula, test_per_routing_is_one_at_balance
-# says: This is the mean of f · P over the experts instead of N times the sum.
+# says: This is the mean of f · P over the experts instead of E times the sum.
 def load_balancing_loss(logits, top_k, per="routing"):
     p = logits.float().softmax(-1)
     f = F.one_hot(p.topk(top_k).indices, p.shape[-1]).sum(1).float().mean(0)
@@ -199,7 +199,7 @@ def load_balancing_loss(logits, top_k, per="routing"):
 
 # %% load_balancing_loss: the number of experts taken from those chosen
 # caught by: test_an_expert_that_nobody_chose_counts_as_zero
-# says: N is the number of experts that somebody chose; it should be the number of all experts.
+# says: E is the number of experts that somebody chose; it should be the number of all experts.
 def load_balancing_loss(logits, top_k, per="routing"):
     p = logits.float().softmax(-1)
     load = torch.bincount(p.topk(top_k).indices.flatten())

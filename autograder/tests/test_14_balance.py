@@ -63,7 +63,7 @@ def switch_loss(logits: Tensor, top_k: int) -> Tensor:
 
 @pytest.mark.exercise("load_balancing_loss", weight=2)
 def test_the_loss_is_the_published_formula(student: Student) -> None:
-    """N times the sum over experts of f · P: f is a share of the routings, counted; P the mean probability."""
+    """E times the sum over experts of f · P: f is a share of the routings, counted; P the mean probability."""
     for seed, (n, n_experts, top_k) in enumerate(SHAPES):
         logits = normal(n, n_experts, seed=seed)
         claim = f"{n} tokens, {n_experts} experts, top_k {top_k}"
@@ -72,7 +72,7 @@ def test_the_loss_is_the_published_formula(student: Student) -> None:
 
 @pytest.mark.exercise("load_balancing_loss", weight=2)
 def test_the_gradient_flows_through_the_probabilities_only(student: Student) -> None:
-    """f is a count and counts as a constant: the gradient is that of N · Σ f · P with f held fixed."""
+    """f is a count and counts as a constant: the gradient is that of E · Σ f · P with f held fixed."""
     for seed, (n, n_experts, top_k) in enumerate(SHAPES):
         logits = normal(n, n_experts, seed=10 + seed).requires_grad_()
         f, p = torch.tensor(shares(logits.detach(), top_k)), logits.detach().softmax(-1)
@@ -106,7 +106,7 @@ def test_per_token_is_top_k_at_balance(student: Student) -> None:
 
 @pytest.mark.exercise("load_balancing_loss")
 def test_where_everything_goes_to_few_the_loss_is_largest(student: Student) -> None:
-    """If all tokens go to the same top_k experts with certainty, the loss is N / top_k, and it is never above N."""
+    """If all tokens go to the same top_k experts with certainty, the loss is E / top_k, and it is never above E."""
     for n_experts, top_k in ((4, 1), (8, 2)):
         logits = torch.zeros(7, n_experts)
         logits[:, 1 : 1 + top_k] = 40.0
@@ -116,7 +116,7 @@ def test_where_everything_goes_to_few_the_loss_is_largest(student: Student) -> N
 
 @pytest.mark.exercise("load_balancing_loss")
 def test_even_choices_give_one_whatever_the_probabilities_are(student: Student) -> None:
-    """If every f is 1/N the loss is the sum of all P, which is 1: the probability of experts not chosen counts too."""
+    """If every f is 1/E the loss is the sum of all P, which is 1: the probability of experts not chosen counts too."""
     logits = circle(4)
     logits[0] *= 3
     logits[1] *= 0.2
@@ -127,7 +127,7 @@ def test_even_choices_give_one_whatever_the_probabilities_are(student: Student) 
 
 @pytest.mark.exercise("load_balancing_loss")
 def test_even_probabilities_give_one_whatever_the_choices_are(student: Student) -> None:
-    """If every P is 1/N the loss is the sum of all f, which is 1, also where all tokens choose the same expert."""
+    """If every P is 1/E the loss is the sum of all f, which is 1, also where all tokens choose the same expert."""
     logits = torch.zeros(6, 5) + 1e-5 * torch.tensor([0.0, 3, 1, 2, 0])
     for top_k in (1, 2):
         assert_close(loss(student, logits, top_k), torch.ones(()), atol=1e-3, claim=f"even P, top_k {top_k}")
@@ -162,7 +162,7 @@ def test_large_logits_give_a_finite_loss(student: Student) -> None:
 
 @pytest.mark.exercise("load_balancing_loss", weight=0.5)
 def test_an_expert_that_nobody_chose_counts_as_zero(student: Student) -> None:
-    """With fewer routings than experts, some f are 0, and N is still the number of all experts."""
+    """With fewer routings than experts, some f are 0, and E is still the number of all experts."""
     logits = normal(2, 11, seed=6)
     logits[:, 8:] -= 5  # the last experts are the ones that nobody chooses
     assert_close(loss(student, logits, 2), switch_loss(logits, 2), claim="2 tokens, 11 experts", name="the loss")
