@@ -929,8 +929,9 @@ class Layer(nn.Module):
     def turn(self, x: Float[Tensor, "batch n_heads n d_head"]) -> Float[Tensor, "batch n_heads n d_head"]:
         frequency = 10_000 ** (-torch.arange(0, self.d_rotary, 2) / self.d_head)
         angle = torch.arange(x.shape[2])[:, None] * frequency
+        cos, sin = angle.cos().to(x), angle.sin().to(x)
         a, b, rest = x.split([self.d_rotary // 2, self.d_rotary // 2, self.d_head - self.d_rotary], -1)
-        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin(), rest], -1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
     def forward(self, x: Float[Tensor, "batch n d_model"]) -> Float[Tensor, "batch n d_model"]:
         fused = self.attention["query_key_value"](self.input_layernorm(x))
@@ -1047,7 +1048,7 @@ class Mended(nn.Module):
         ### BEGIN SOLUTION
         d = int(x.shape[-1] * self.rotary)
         angle = torch.arange(x.shape[2])[:, None] * 10_000.0 ** (-torch.arange(0, d, 2) / d)
-        cos, sin = angle.cos(), angle.sin()
+        cos, sin = angle.cos().to(x), angle.sin().to(x)
         a, b, rest = x.tensor_split([d // 2, d], -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
         ### END SOLUTION

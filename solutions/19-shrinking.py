@@ -312,13 +312,14 @@ except NotImplementedError:
 # `(..., n_out)` in the dtype of `x`: float32 or bfloat16.
 #
 # - Each token's inputs are quantised with `quantize_int8`, with a scale of their own. A token of zeros gives the bias.
-# - Sums of products of int8 reach far beyond int8, so they are added up in a wider type.
+# - Sums of products of int8 reach far beyond int8, so they are added up in a wider type, and exactly, as int32 does up
+#   to 2³¹. float32 holds whole numbers only up to 2²⁴.
 #   `torch._int_mm(a, b)` multiplies two int8 matrices and adds up in int32, on a processor that has them with its
 #   instructions for int8. `a.int() @ b.int()` gives the same numbers.
 # - The scales are applied, and the bias is added, in float32, before the result takes the dtype of `x`.
 # - The layer is for use, not for training: no gradient leads from its result to `linear`.
 # - `linear` stays as it was, and a later change of it does not reach the new layer.
-# - The trap: unpacking the weight to float and multiplying floats gives nearly the same numbers, and saves no time.
+# - The trap: unpacking both to float32 and multiplying those gives nearly the same numbers, and saves no time.
 #
 # Call your `quantize_int8` by its name. When this part is marked, another one stands in for it.
 

@@ -480,11 +480,11 @@ class Attend(nn.Module):
         self.turning = int(rotary * self.d)
 
     def turned(self, x):
-        half = self.turning // 2
-        z = torch.complex(x[..., :half].contiguous(), x[..., half : 2 * half].contiguous())
-        speed = torch.tensor([10_000.0 ** (-i / half) for i in range(half)], dtype=x.dtype)
-        z = z * torch.polar(torch.ones((), dtype=x.dtype), torch.arange(x.shape[-2])[:, None] * speed)
-        return torch.cat([z.real, z.imag, x[..., 2 * half :]], -1)
+        half, y = self.turning // 2, x.to(torch.promote_types(x.dtype, torch.float32))
+        z = torch.complex(y[..., :half].contiguous(), y[..., half : 2 * half].contiguous())
+        speed = torch.tensor([10_000.0 ** (-i / half) for i in range(half)], dtype=y.dtype)
+        z = z * torch.polar(torch.ones((), dtype=y.dtype), torch.arange(x.shape[-2])[:, None] * speed)
+        return torch.cat([z.real, z.imag, y[..., 2 * half :]], -1).to(x.dtype)
 
     def forward(self, x):
         heads = []

@@ -464,6 +464,25 @@ class DynamicInt8Linear(nn.Module):
         return y.view(*x.shape[:-1], -1).to(x.dtype)
 
 
+# %% DynamicInt8Linear: a product of floats
+# caught by: test_sums_of_products_are_exact
+# says: The product is one of float32, which rounds sums above 2²⁴ and saves no time: multiply int8 or int32.
+class DynamicInt8Linear(nn.Module):
+    def __init__(self, linear):
+        super().__init__()
+        weight, scale = quantize_int8(linear.weight.detach(), axis=0)
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float().clone())
+
+    def forward(self, x):
+        q, scale = quantize_int8(x.reshape(-1, x.shape[-1]), axis=0)
+        y = (q.float() @ self.weight.float().T) * scale * self.weight_scale.T
+        if self.bias is not None:
+            y = y + self.bias
+        return y.view(*x.shape[:-1], -1).to(x.dtype)
+
+
 # %% DynamicInt8Linear: the bias before the scales
 # caught by: test_inputs_are_quantised_token_by_token, test_a_token_of_zeros_gives_the_bias
 # says: The bias is added to the integers and then scaled with them: it belongs after the scales.
@@ -593,6 +612,33 @@ class StaticInt8Linear(nn.Module):
         q = ((x.float() / scale).round() + zero).clamp(-128, 127).int()
         y = ((q - zero.int()) @ self.weight.int().T) * scale * self.weight_scale.T
         return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+
+# %% StaticInt8Linear: a product of floats
+# caught by: test_a_static_layers_sums_are_exact
+# says: The product is one of float32, which rounds sums above 2²⁴ and saves no time: multiply int8 or int32.
+class StaticInt8Linear(nn.Module):
+    def __init__(self, linear):
+        super().__init__()
+        weight, scale = quantize_int8(linear.weight.detach(), axis=0)
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float().clone())
+        self.register_buffer("low", torch.tensor(0.0))
+        self.register_buffer("high", torch.tensor(0.0))
+
+    def observe(self, x):
+        self.low = torch.minimum(self.low, x.detach().float().min())
+        self.high = torch.maximum(self.high, x.detach().float().max())
+
+    def forward(self, x):
+        if self.low == self.high:
+            raise RuntimeError("call observe(x) first")
+        scale = (self.high - self.low) / 255
+        zero = -128 - (self.low / scale).round()
+        q = ((x.float() / scale).round() + zero).clamp(-128, 127)
+        y = F.linear((q - zero) * scale, self.weight * self.weight_scale, self.bias)
+        return y.to(x.dtype)
 
 
 # %% StaticInt8Linear: the zero point left in the sum

@@ -1372,6 +1372,34 @@ def adapt(model, batches, steps, parts, *, rank, alpha, targets=("q_proj", "v_pr
     return (adapted, train(adapted, batches, steps, parts, lr=lr, weight_decay=0.0))
 
 
+# %% adapt: any part of a name is enough
+# caught by: test_every_target_gets_an_adapter_and_nothing_else_does
+# says: A layer gets an adapter because the module that it stands in is called so: only the last part of its name counts.
+def adapt(model, batches, steps, parts, *, rank, alpha, targets=("q_proj", "v_proj"), lr=0.001):
+    adapted = copy.deepcopy(model).requires_grad_(False)
+    found = [(name, layer) for name, layer in adapted.named_modules() if isinstance(layer, nn.Linear)]
+    found = [(name, layer) for name, layer in found if set(name.split(".")) & set(targets)]
+    if not found:
+        raise ValueError(f"No nn.Linear of this model is called {' or '.join(targets)}")
+    for name, layer in found:
+        adapted.set_submodule(name, parts.lora(layer, rank, alpha))
+    return (adapted, train(adapted, batches, steps, parts, lr=lr, weight_decay=0.0))
+
+
+# %% adapt: a name that begins like a target
+# caught by: test_every_target_gets_an_adapter_and_nothing_else_does
+# says: A layer whose name only contains a target gets an adapter: compare the whole last part of the dotted name.
+def adapt(model, batches, steps, parts, *, rank, alpha, targets=("q_proj", "v_proj"), lr=0.001):
+    adapted = copy.deepcopy(model).requires_grad_(False)
+    found = [(name, layer) for name, layer in adapted.named_modules() if isinstance(layer, nn.Linear)]
+    found = [(name, layer) for name, layer in found if any(name.split(".")[-1].startswith(t) for t in targets)]
+    if not found:
+        raise ValueError(f"No nn.Linear of this model is called {' or '.join(targets)}")
+    for name, layer in found:
+        adapted.set_submodule(name, parts.lora(layer, rank, alpha))
+    return (adapted, train(adapted, batches, steps, parts, lr=lr, weight_decay=0.0))
+
+
 # %% adapt: only layers at the top
 # caught by: test_every_target_gets_an_adapter_and_nothing_else_does
 # says: Only the layers of the model itself are looked at: those in its blocks are targets too.

@@ -1211,3 +1211,6 @@ def test_the_mended_model_keeps_its_names_and_its_gelu(student: Student) -> None
     found.double()
     right = families.logits(config, {name: value.double() for name, value in state.items()}, ids)
     assert_close(found(ids), right, atol=5e-5, rtol=0, claim="in float64")
+    found.bfloat16()
+    rounded = tensor(found(ids), shape=right.shape, dtype=torch.bfloat16, name="the logits with weights in bfloat16")
+    assert_close(rounded.double(), right, atol=0.05 * float(right.abs().max()), rtol=0, claim="in bfloat16")

@@ -557,6 +557,20 @@ def check_is_a_copy(student: Student, kind: str, calibrate: bool) -> None:
     assert_close(layer(x), before, atol=0, rtol=0, claim="after the given layer changed")
 
 
+def cancelling(low: int, high: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Inputs and a weight of whole numbers whose products add up to hundreds of millions, and then come back.
+
+    Either is its own quantisation, with a scale of 1. float32 holds whole numbers up to 2²⁴ only.
+    """
+    draws, half = torch.Generator().manual_seed(seed), 1 << 15
+    x = torch.randint((low + high) // 2 + 1, high + 1, (3, half), generator=draws)
+    x[:, 0] = high
+    weight = torch.randint(64, 128, (2, half), generator=draws)
+    weight[:, 0] = 127
+    back = weight[:, torch.randperm(half, generator=draws)]
+    return x.repeat(1, 2).float(), torch.cat([weight, -back], 1).float()
+
+
 # -- DynamicInt8Linear ------------------------------------------------------------------------------------------------
 
 
@@ -644,6 +658,14 @@ def test_sums_do_not_overflow(student: Student) -> None:
     x[1] = -x[1]
     y = tensor(layer(x), shape=(4, 3)).double()
     assert_close(y, dynamic(x, weight, bias), atol=1e-2, rtol=1e-5, claim="1500 inputs")
+
+
+@pytest.mark.exercise("DynamicInt8Linear")
+def test_sums_of_products_are_exact(student: Student) -> None:
+    """Products are whole numbers and so is their sum, to the last digit, also where large sums cancel."""
+    x, weight = cancelling(0, 127, seed=1)
+    y = tensor(created(student, "DynamicInt8Linear", weight)(x), shape=(3, 2)).double()
+    assert_close(y, (x.long() @ weight.long().T).double(), atol=0.5, rtol=0, claim="65,536 inputs that cancel")
 
 
 @pytest.mark.exercise("DynamicInt8Linear")
@@ -821,6 +843,14 @@ def test_long_sums_and_their_zero_point_do_not_overflow(student: Student) -> Non
     weight, bias, x = torch.ones(2, 1500), torch.tensor([1.0, -1]), ranged(0.0, 4.0, 3, 1500, seed=1)
     y = tensor(calibrated(student, weight, bias, x)(x), shape=(3, 2)).double()
     assert_close(y, static(x, 0.0, 4.0, weight, bias), atol=1e-2, rtol=1e-5, claim="1500 inputs")
+
+
+@pytest.mark.exercise("StaticInt8Linear")
+def test_a_static_layers_sums_are_exact(student: Student) -> None:
+    """Products are whole numbers and so is their sum, to the last digit, also where large sums cancel."""
+    x, weight = cancelling(0, 255, seed=2)
+    y = tensor(calibrated(student, weight, None, x)(x), shape=(3, 2)).double()
+    assert_close(y, (x.long() @ weight.long().T).double(), atol=0.5, rtol=0, claim="65,536 inputs that cancel")
 
 
 @pytest.mark.exercise("StaticInt8Linear")

@@ -730,6 +730,7 @@ def test_every_target_gets_an_adapter_and_nothing_else_does(student: Student) ->
         ({}, ("q_proj", "blocks.0.attention.q_proj", "blocks.0.attention.v_proj")),
         ({"targets": ["k_proj"]}, ("k_proj",)),
         ({"targets": ("seq_proj", "norm", "tokens")}, ("blocks.0.seq_proj",)),
+        ({"targets": ("k_proj", "attention", "v_pro")}, ("k_proj",)),
     ):
         copied, _ = adapted(student, 0, **how)
         state = state_of(copied)
