@@ -175,27 +175,41 @@ class Student:
                 ready = worker.ask(wire.Prepare(worker.number(), self._reserved))
                 if isinstance(ready, wire.Raised):  # before any line of the submission has run: ours to mend
                     raise LookupError(f"RESERVED names something that is not there: {ready.message}")
-                for cell, exercise, source in self._cells:
-                    known = self._runs.get(cell)
-                    if known and self._lost_cell(known):
-                        continue
-                    try:
-                        ran = worker.ask(wire.Run(worker.number(), cell, source))
-                        if not isinstance(ran, wire.Ran):
-                            worker.kill()
-                            raise WorkerLost(Outcome.DIED, "the code answered a question that was not asked")
-                    except WorkerLost as lost:
-                        self._runs[cell] = CellRun(cell, exercise, f"{_LOST}{lost.outcome}: {lost}.", source=source)
-                        raise
-                    self._runs[cell] = CellRun(
-                        cell, exercise, clean(ran.error), clean(ran.output, LONGEST_OUTPUT), source
-                    )
+                self._run_cells(worker)
                 self._worker = worker
             except WorkerLost:
                 self._count(worker)
                 if all(self._lost_cell(run) for run in self._runs.values()):
                     raise
         return self._worker
+
+    def _run_cells(self, worker: Worker) -> None:
+        for cell, exercise, source in self._cells:
+            known = self._runs.get(cell)
+            if known and self._lost_cell(known):
+                continue
+            try:
+                ran = worker.ask(wire.Run(worker.number(), cell, source))
+                if not isinstance(ran, wire.Ran):
+                    worker.kill()
+                    raise WorkerLost(Outcome.DIED, "the code answered a question that was not asked")
+            except WorkerLost as lost:
+                self._runs[cell] = CellRun(cell, exercise, f"{_LOST}{lost.outcome}: {lost}.", source=source)
+                raise
+            self._runs[cell] = CellRun(cell, exercise, clean(ran.error), clean(ran.output, LONGEST_OUTPUT), source)
+
+    def _adopt(self, other: Student) -> None:
+        """Go on in the worker of another, where these cells run after theirs: only for answers of our own."""
+        worker, other._worker = other._worker, None
+        if worker is None:
+            return
+        self._seconds = -worker.seconds
+        worker.callbacks = self._answer_callback
+        try:
+            self._run_cells(worker)
+            self._worker = worker
+        except WorkerLost:
+            self._count(worker)
 
     @staticmethod
     def _lost_cell(run: CellRun) -> bool:
