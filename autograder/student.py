@@ -203,13 +203,13 @@ class Student:
         worker, other._worker = other._worker, None
         if worker is None:
             return
-        self._seconds = -worker.seconds
+        self._worker, self._seconds = worker, -worker.seconds
         worker.callbacks = self._answer_callback
         try:
             self._run_cells(worker)
-            self._worker = worker
         except WorkerLost:
             self._count(worker)
+            self._worker = None
 
     @staticmethod
     def _lost_cell(run: CellRun) -> bool:

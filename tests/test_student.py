@@ -325,3 +325,48 @@ def test_the_first_sublayer_that_differs_is_named(make: Make) -> None:
         model.load_state_dict(weights)
         sentences.append(first_difference(model, trace, lambda model=model: model(x)))
     assert sentences == ["", "The first sub-layer whose output differs is blocks.1; blocks.0 before it agrees."]
+
+
+# -- answers of our own, one after the other in one worker ------------------------------------------------------------
+
+
+def after(first: Student, make: Make, *cells: str) -> Student:
+    """A submission of these cells that goes on in the worker of the first."""
+    second = make(*cells)
+    second._close()
+    second._runs.clear()
+    second._adopt(first)
+    second._begin("e0")
+    return second
+
+
+def test_the_next_answer_replaces_the_one_before_it_in_the_same_worker(make: Make) -> None:
+    first = make("def double(x):\n    return 3 * x", "def both(x):\n    return double(x), 1")
+    assert first.both(2) == (6, 1)
+    worker, taken = first._worker, first._taken()
+    second = after(
+        first, make, "def double(x):\n    raise ValueError(f'not {x}')", "def both(x):\n    return double(x)"
+    )
+    assert second._worker is worker is not None
+    assert first._worker is None
+    with pytest.raises(ValueError, match="not 4"):
+        second.both(4)
+    assert second._taken() == pytest.approx(worker.seconds - taken)
+    assert [run.error for run in second._cell_runs()] == ["", "", ""]
+
+
+@pytest.mark.parametrize("breaks", ["import os; os._exit(3)", "raise KeyError", "while True: pass"])
+def test_an_answer_that_breaks_costs_the_next_nothing(make: Make, breaks: str) -> None:
+    first = make(f"def double(x):\n    {breaks}")
+    with pytest.raises((WorkerLost, StudentError)):
+        first.double(2)
+    assert after(first, make, "def double(x):\n    return 2 * x").double(2) == 4
+
+
+def test_an_answer_that_loses_the_worker_of_another_goes_on_in_a_new_one(make: Make) -> None:
+    first = make("def double(x):\n    return 3 * x")
+    worker = first._worker
+    second = after(first, make, "def double(x):\n    return 2 * x", "while True:\n    pass")
+    assert second._worker is not worker
+    assert second.double(2) == 4
+    assert "still computing" in second._cell_runs()[2].error
