@@ -265,7 +265,7 @@ class Grader:
                 submission = submissions.from_sources(mistake.title, self.assignment, list(sources.items()))
                 before, student = student, student_of(submission, self.assignment, self.jail, self.tests[0].module)
                 if before is not None:
-                    student._adopt(before)  # a worker of its own for each would take three times as long
+                    student._adopt(before)  # starting a worker for each would take most of the time
                 for test in tests:
                     if self._function(test) in mistake.caught_by:
                         self._judge(test, student)

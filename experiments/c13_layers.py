@@ -71,7 +71,7 @@ EXPERIMENT = Experiment(
         "ways": list(WAYS),
         "repeats": 5,
     },
-    # as many rows as in the whole run: with fewer, what the experts give takes no fresh memory, and little is lost
+    # as many tokens as in the whole run: with fewer, what the experts give takes no fresh memory, and little is lost
     reduced={"rows": [[256, 136, 64, 8, 4096]], "ways": ["grouped_mm", "ours"], "repeats": 1},
     seeds=(0, 1, 2),
 )
