@@ -265,6 +265,10 @@ ANSWER_ALL = """() => [...document.querySelectorAll('.quiz-question')].map(quest
     return [folded && seen, body.innerText.trim()];
   }))"""
 
+# Whatever scrolls is reached by key, as the theme sees to .3 s after the last change of a page's size.
+SETTLED = """() => [...document.querySelectorAll('article :is(pre, .cell_output > .output)')].every(box =>
+  box.tabIndex === 0 || (box.scrollWidth <= box.clientWidth && box.scrollHeight <= box.clientHeight))"""
+
 
 def barriers(page: Page, options: dict[str, object]) -> list[str]:
     """What axe finds serious or critical. Of a formula, not its insides: those are MathJax's."""
@@ -311,6 +315,7 @@ def test_every_page_works_from_a_folder_for_everybody(
             page.set_viewport_size(wide)
             colours = NIGHTLY or name in KINDS
             page.evaluate("document.querySelectorAll('article details').forEach(folded => { folded.open = true })")
+            page.wait_for_function(SETTLED)
             wrong += [
                 f"{name}: {fault}" for fault in barriers(page, {"rules": {"color-contrast": {"enabled": colours}}})
             ]
