@@ -91,8 +91,7 @@ screenshots: book browser ## Ten pages of the book, wide and narrow, light and d
 
 .PHONY: test
 test: current browser ## All that CI runs: lint, types, notebooks, book without warnings, gates, tests
-	@$(MAKE) lint & lint=$$!; $(MAKE) book; wait $$lint
-	@$(MAKE) verify
+	@$(MAKE) lint & lint=$$!; $(MAKE) book & book=$$!; $(MAKE) verify; wait $$lint; wait $$book
 	@pytest -n 2 --dist loadfile
 
 .PHONY: nightly

@@ -20,7 +20,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Self, overload
@@ -127,24 +127,46 @@ class Grader:
         """Run the hidden tests of `exercises` (all, by default). With first_failure, an exercise ends at its first
         failed test. Raises Disturbed when a worker was killed from outside."""
         chosen = list(self.assignment.points) if exercises is None else list(exercises)
-        student = student_of(submission, self.assignment, self.jail, self.tests[0].module)
+        with contextlib.closing(self._in_turn([submission])) as students:
+            return self._report(submission, next(students), chosen, first_failure)
+
+    def grade_in_turn(self, answers: Sequence[Submission], exercise: str) -> list[Report]:
+        """As `grade` does with first_failure, but all in one worker as long as it lives: only for answers of our own.
+        What one leaves in torch, the next one meets."""
+        with contextlib.closing(self._in_turn(answers)) as students:
+            return [
+                self._report(answer, student, [exercise], first_failure=True)
+                for answer, student in zip(answers, students, strict=True)
+            ]
+
+    def _in_turn(self, answers: Sequence[Submission]) -> Generator[Student, None, None]:
+        """The trusted view of each, in the worker of the one before: starting one takes longer than most tests do."""
+        student: Student | None = None
+        try:
+            for answer in answers:
+                before, student = student, student_of(answer, self.assignment, self.jail, self.tests[0].module)
+                if before is not None:
+                    student._adopt(before)
+                yield student
+        finally:
+            if student is not None:
+                student._close()
+
+    def _report(self, submission: Submission, student: Student, chosen: Sequence[str], first_failure: bool) -> Report:
         results: dict[str, list[TestResult]] = {exercise: [] for exercise in chosen}
         runs: list[CellRun] = []
         seconds: dict[str, float] = {}
-        try:
-            if submission.cells:
-                runs = self._run_cells(student)
-                before = seconds[""] = student._taken()
-                for test in self.tests:
-                    exercise = self.exercise(test)
-                    done = results.get(exercise)
-                    if done is None or (first_failure and done and not done[-1].passed):
-                        continue
-                    done.append(self._result(test, student, name_mistake=not first_failure))
-                    seconds[exercise] = seconds.get(exercise, 0.0) + student._taken() - before
-                    before = student._taken()
-        finally:
-            student._close()
+        if submission.cells:
+            runs = self._run_cells(student)
+            before = seconds[""] = student._taken()
+            for test in self.tests:
+                exercise = self.exercise(test)
+                done = results.get(exercise)
+                if done is None or (first_failure and done and not done[-1].passed):
+                    continue
+                done.append(self._result(test, student, name_mistake=not first_failure))
+                seconds[exercise] = seconds.get(exercise, 0.0) + student._taken() - before
+                before = student._taken()
         report = Report(
             submission.student,
             submission.assignment,
@@ -256,25 +278,17 @@ class Grader:
         """Run every known mistake of an exercise through its tests once, and keep what each answered."""
         tests = [test for test in self.tests if self.exercise(test) == exercise]
         learnt: dict[tuple[str, str], list[tuple[str, list[Any]]]] = {(exercise, test.name): [] for test in tests}
-        student: Student | None = None
-        try:
-            for mistake in variants.mistakes(self.assignment.name):
-                if mistake.exercise != exercise:
-                    continue
-                sources = {**self.assignment.reference, exercise: mistake.source}
-                submission = submissions.from_sources(mistake.title, self.assignment, list(sources.items()))
-                before, student = student, student_of(submission, self.assignment, self.jail, self.tests[0].module)
-                if before is not None:
-                    student._adopt(before)  # starting a worker for each would take most of the time
+        mistakes = [mistake for mistake in variants.mistakes(self.assignment.name) if mistake.exercise == exercise]
+        answers = [{**self.assignment.reference, exercise: mistake.source}.items() for mistake in mistakes]
+        submitted = [submissions.from_sources("mistake", self.assignment, list(sources)) for sources in answers]
+        with contextlib.closing(self._in_turn(submitted)) as students:
+            for mistake, student in zip(mistakes, students, strict=True):
                 for test in tests:
                     if self._function(test) in mistake.caught_by:
                         self._judge(test, student)
                         learnt[exercise, test.name].append((mistake.says, student._transcript))
                 if student._disturbed:
                     raise Disturbed
-        finally:
-            if student is not None:
-                student._close()
         self._mistakes |= learnt
 
 

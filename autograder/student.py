@@ -172,9 +172,6 @@ class Student:
             worker = self._jail.worker()
             worker.callbacks = self._answer_callback
             try:
-                ready = worker.ask(wire.Prepare(worker.number(), self._reserved))
-                if isinstance(ready, wire.Raised):  # before any line of the submission has run: ours to mend
-                    raise LookupError(f"RESERVED names something that is not there: {ready.message}")
                 self._run_cells(worker)
                 self._worker = worker
             except WorkerLost:
@@ -184,6 +181,9 @@ class Student:
         return self._worker
 
     def _run_cells(self, worker: Worker) -> None:
+        ready = worker.ask(wire.Prepare(worker.number(), self._reserved))
+        if isinstance(ready, wire.Raised):  # before any line of the submission has run: ours to mend
+            raise LookupError(f"RESERVED names something that is not there: {ready.message}")
         for cell, exercise, source in self._cells:
             known = self._runs.get(cell)
             if known and self._lost_cell(known):
@@ -199,7 +199,7 @@ class Student:
             self._runs[cell] = CellRun(cell, exercise, clean(ran.error), clean(ran.output, LONGEST_OUTPUT), source)
 
     def _adopt(self, other: Student) -> None:
-        """Go on in the worker of another, where these cells run after theirs: only for answers of our own."""
+        """Go on in the worker of another, which may have left something there: only for answers of our own."""
         worker, other._worker = other._worker, None
         if worker is None:
             return

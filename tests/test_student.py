@@ -330,9 +330,9 @@ def test_the_first_sublayer_that_differs_is_named(make: Make) -> None:
 # -- answers of our own, one after the other in one worker ------------------------------------------------------------
 
 
-def after(first: Student, make: Make, *cells: str) -> Student:
+def after(first: Student, make: Make, *cells: str, **more: Any) -> Student:
     """A submission of these cells that goes on in the worker of the first."""
-    second = make(*cells)
+    second = make(*cells, **more)
     second._close()
     second._runs.clear()
     second._adopt(first)
@@ -353,6 +353,33 @@ def test_the_next_answer_replaces_the_one_before_it_in_the_same_worker(make: Mak
         second.both(4)
     assert second._taken() == pytest.approx(worker.seconds - taken)
     assert [run.error for run in second._cell_runs()] == ["", "", ""]
+
+
+def test_of_the_answer_before_it_nothing_is_defined_any_more(make: Make) -> None:
+    first = make("torch.set_default_dtype(torch.float64)\ndef double(x):\n    return 2 * x\nkept = []")
+    assert first.double(2) == 4
+    second = after(
+        first, make, "def other():\n    return kept", "dtype = str(torch.ones(1).dtype)\nlater = lambda: dtype"
+    )
+    with pytest.raises(Unfinished, match="`double` is not defined"):
+        second.double(2)
+    with pytest.raises(StudentError, match="'kept' is not defined"):
+        second.other()
+    assert second.later() == "torch.float32"
+
+
+def test_what_is_reserved_and_the_stand_ins_are_those_of_the_answer_that_runs(make: Make) -> None:
+    silu = {"reserved": ("torch.nn.functional.silu",), "stand_ins": {"e0": "def helper(x): return x + 1"}}
+    code = "def helper(x): return x\ndef f(x): return nn.functional.silu(helper(x))"
+    first = make(code, **silu)
+    with pytest.raises(StudentError, match="silu is what this exercise asks you to build"):
+        first.f(torch.ones(1))
+    second = after(first, make, code)
+    assert_close(second.f(torch.ones(1)), torch.nn.functional.silu(torch.ones(1)))
+    third = after(second, make, code, **silu)
+    with pytest.raises(StudentError, match="silu is what this exercise asks you to build"):
+        third.f(torch.ones(1))
+    assert third.helper(1) == 2
 
 
 @pytest.mark.parametrize("breaks", ["import os; os._exit(3)", "raise KeyError", "while True: pass"])

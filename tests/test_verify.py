@@ -82,6 +82,21 @@ def test_a_mutant_that_loops_is_given_up_soon_and_counts_as_caught() -> None:
     assert f"{verify.MUTANT_CPU_SECONDS:g} seconds" in test.message
 
 
+def test_mutants_in_one_worker_are_judged_as_each_in_its_own() -> None:
+    """Also where one changes torch for those after it, which the reference at the end of the row would notice."""
+    right = assignments.load("02-self-attention").reference["causal_mask"]
+    sources = {"right": right, "wrong": right.replace("return ", "return ~"), "right again": right + "\n"}
+    assert sources["wrong"] != right
+
+    def passed(*answers: str) -> list[bool]:
+        cases = [Case("mutant", (("causal_mask", source),), "causal_mask", whole=False) for source in answers]
+        return [verify._caught(report) is None for report in verify._grade("02-self-attention", cases)]
+
+    assert passed(*sources.values()) == [True, False, True]
+    patch = "\ntorch.tril = torch.triu = torch.ones = lambda *size, **options: 'gone'\n"
+    assert passed(right + patch, right, right) == [False, True, True]
+
+
 # -- each gate, on a chapter of two exercises whose reports are made up ---------------------------------------------
 
 TESTS = '''

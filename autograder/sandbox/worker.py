@@ -56,15 +56,13 @@ class Graph:
 class Worker:
     def __init__(self, channel: wire.Channel) -> None:
         self.channel = channel
-        self.module = types.ModuleType("__main__")
-        self.namespace = self.module.__dict__
+        self.namespace: dict[str, Any] = {}
         self.handles: dict[int, Any] = {}
         self.graphs: dict[int, Graph] = {}
         self.stand_ins: dict[str, dict[str, Any]] = {}
         self.reserved: list[tuple[Any, str, Any, Any]] = []  # where a function was, its name, itself, and what raises
         self.replaced: dict[str, Any] = {}  # the student's own objects while an exercise's stand-ins have their names
         self.unprepared: BaseException | None = None  # why the last Begin failed: the next question is told
-        sys.modules["__main__"] = self.module
         sys.argv = [""]
 
     def serve(self) -> None:
@@ -130,7 +128,15 @@ class Worker:
         return wire.Ran(request.n, error, clean(output.text))
 
     def prepare(self, request: wire.Prepare) -> None:
+        """A notebook begins. Of another one before it, nothing is there any more."""
+        module = sys.modules["__main__"] = types.ModuleType("__main__")
+        self.namespace = module.__dict__
+        self.stand_ins.clear()
+        self.replaced.clear()
+        for owner, name, original, _ in self.reserved:
+            setattr(owner, name, original)
         self.reserved = [reserve(name) for name in request.reserved]
+        defaults()
 
     def define_stand_ins(self, exercise: str, source: str) -> None:
         """They may hold the originals of what is reserved."""
@@ -167,9 +173,7 @@ class Worker:
         for name, value in self.stand_ins.get(request.exercise, {}).items():
             self.replaced[name] = self.namespace.get(name, MISSING)
             self.namespace[name] = value
-        torch.set_default_dtype(torch.float32)  # what one exercise's code sets must not cost another
-        torch.set_default_device(None)
-        torch.set_grad_enabled(True)
+        defaults()  # what one exercise's code sets must not cost another
         random.seed(request.seed)
         np.random.seed(request.seed)
         torch.default_generator.manual_seed(request.seed)
@@ -231,6 +235,12 @@ class Worker:
             return wire.decode(result.value, self.resolve)
 
         return ask
+
+
+def defaults() -> None:
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
 
 
 MISSING = object()
