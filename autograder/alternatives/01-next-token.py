@@ -181,6 +181,29 @@ def encode(text, merges):
     return result
 
 
+# %% encode: the bytes of two neighbours looked up, as tiktoken does it
+def encode(text, merges):
+    vocabulary = [bytes([byte]) for byte in range(256)]
+    for left, right in merges:
+        vocabulary.append(vocabulary[left] + vocabulary[right])
+    ranks = {token: i for i, token in enumerate(vocabulary)}
+    ids = []
+    for piece in pieces(text):
+        parts = [bytes([byte]) for byte in piece.encode("utf-8")]
+        while True:
+            best = None
+            for i in range(len(parts) - 1):
+                rank = ranks.get(parts[i] + parts[i + 1])
+                if rank is not None and (best is None or rank < best[0]):
+                    best = (rank, i)
+            if best is None:
+                break
+            at = best[1]
+            parts = parts[:at] + [parts[at] + parts[at + 1]] + parts[at + 2 :]
+        ids.extend(ranks[part] for part in parts)
+    return ids
+
+
 # %% decode: taken apart by recursion
 def decode(ids, merges):
     def unfold(i):
