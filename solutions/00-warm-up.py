@@ -413,7 +413,7 @@ except NotImplementedError:
 # | `targets` | `(n,)`, int64 |
 # | `step` | the number of this step, from 1 |
 # | `lr`, `betas`, `eps`, `weight_decay` | as in `adamw_step` |
-# | result | `(loss, parameters, m, v)`: the loss *before* the step, and three new dicts with the same four keys |
+# | result | `(loss, parameters, m, v)`: the loss *before* the step, a tensor; three new dicts with the same four keys |
 #
 # - Weight decay is for the two weights. The biases get none, as is usual.
 # - The dicts may have their keys in any order. Nothing that comes in is changed.
@@ -474,6 +474,7 @@ found = train_step(parameters, zeros, zeros, x, targets, 1, **settings)
 assert isinstance(found, tuple), "train_step should return four things: loss, parameters, m and v."
 assert len(found) == 4, "train_step should return four things: loss, parameters, m and v."
 loss, new, m, v = found
+assert isinstance(loss, torch.Tensor), f"The loss should be a tensor, not {type(loss).__name__}."
 for name, state in (("parameters", new), ("m", m), ("v", v)):
     assert isinstance(state, dict), f"{name} should be a dict, not {type(state).__name__}."
     assert set(state) == set(NAMES), f"{name} should have the keys {sorted(NAMES)}, not {sorted(state)}."

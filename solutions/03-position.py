@@ -505,6 +505,9 @@ assert isinstance(answer, tuple), f"stretch_rope should return a tuple, not a {t
 assert len(answer) == 2, f"It should return frequencies and attention factor, and not {len(answer)} things."
 frequencies, attention_factor = answer
 assert frequencies.shape == (4,), f"8 channels are 4 pairs, so there are 4 frequencies, not {tuple(frequencies.shape)}."
+assert isinstance(attention_factor, float), (
+    f"The attention factor should be a Python float, and yours is of the type {type(attention_factor).__name__}."
+)
 assert attention_factor == 1, f"Position interpolation leaves the attention factor at 1; yours is {attention_factor}."
 assert abs(frequencies[0] - 0.25) < 1e-6, f"Pair 0 turns by 1 a token; with factor 4 by 0.25, not {frequencies[0]:.3g}."
 frequencies, attention_factor = stretch_rope(64, 32.0, method="yarn", theta=150000.0)

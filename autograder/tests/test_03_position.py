@@ -654,7 +654,7 @@ def test_frequencies_are_a_tensor_and_the_factor_is_a_float(student: Student) ->
         stretched(student, 12, 4.0, method)
         found, scale = student.stretch_rope(12, 4.0, method)
         tensor(found, shape=(6,), dtype=torch.float32, name="the frequencies")
-        assert type(scale) is float, f"{method}: the attention factor is a {type(scale).__name__}, not a float."
+        assert type(scale) is float, f"{method}: the factor should be a Python float, not {type(scale).__name__}."
 
 
 @pytest.mark.exercise("stretch_rope", weight=2)
