@@ -202,6 +202,21 @@ class PreNormBlock(nn.Module):
         return self.feed_forward(self.norm2(out)) + out
 
 
+# %% PreNormBlock: the stream added in place to what a sub-layer gave
+class PreNormBlock(nn.Module):
+    def __init__(self, d_model, attention, feed_forward):
+        super().__init__()
+        self.norm1, self.norm2 = LayerNorm(d_model), LayerNorm(d_model)
+        self.attention, self.feed_forward = attention, feed_forward
+
+    def forward(self, x):
+        h = self.attention(self.norm1(x))
+        h += x
+        out = self.feed_forward(self.norm2(h))
+        out += h
+        return out
+
+
 # %% PostNormBlock: a loop over the halves
 class PostNormBlock(nn.Module):
     def __init__(self, d_model, attention, feed_forward):
@@ -248,3 +263,19 @@ class PostNormBlock(nn.Module):
         stream = torch.stack([x, self.attention(x)]).sum(0)
         stream = self.norm1(stream)
         return self.norm2(torch.stack([stream, self.feed_forward(stream)]).sum(0))
+
+
+# %% PostNormBlock: the stream added in place to what a sub-layer gave
+class PostNormBlock(nn.Module):
+    def __init__(self, d_model, attention, feed_forward):
+        super().__init__()
+        self.norm1, self.norm2 = LayerNorm(d_model), LayerNorm(d_model)
+        self.attention, self.feed_forward = attention, feed_forward
+
+    def forward(self, x):
+        h = self.attention(x)
+        h += x
+        h = self.norm1(h)
+        out = self.feed_forward(h)
+        out += h
+        return self.norm2(out)
