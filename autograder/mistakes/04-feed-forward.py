@@ -306,6 +306,14 @@ def silu(x):
     return x * torch.exp(x) / (1 + torch.exp(x))
 
 
+# %% silu: both exponentials, and torch.where
+# caught by: test_the_gradient_of_large_numbers_is_finite
+# says: torch.where picks the right branch, but the gradient goes through both: infinity times zero is NaN there.
+def silu(x):
+    below, above = torch.exp(x) / (1 + torch.exp(x)), 1 / (1 + torch.exp(-x))
+    return x * torch.where(x >= 0, above, below)
+
+
 # %% silu: GELU's 1.702
 # caught by: test_silu_is_x_times_its_sigmoid
 # says: The sigmoid takes 1.702·x here, which makes an approximation of GELU.
