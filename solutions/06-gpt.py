@@ -45,7 +45,8 @@
 # - **There is no dropout** anywhere: training and evaluation give the same result.
 #
 # You built attention in chapter 02. In this notebook `F.scaled_dot_product_attention` may do that work.
-# `nn.MultiheadAttention` and the `nn.Transformer…` layers raise an error while your work is marked.
+# `nn.MultiheadAttention`, `F.multi_head_attention_forward` and the `nn.Transformer…` layers raise an error while your
+# work is marked.
 
 # %% role="set-up"
 import math
