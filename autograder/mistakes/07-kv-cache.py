@@ -492,6 +492,25 @@ class CachedAttention(nn.Module):
         return self.o_proj(out.transpose(1, 2).reshape(b, n, d))
 
 
+# %% CachedAttention: the past is counted in the middle of a chunk
+# caught by: test_two_layers_share_a_cache
+# says: length is asked in the middle of a chunk: a layer before this one has put its part of the chunk in already.
+class CachedAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(4))
+
+    def forward(self, x, cache=None, layer=0):
+        b, n, d = x.shape
+        past = 0 if cache is None else cache.length
+        q, k, v = (p(x).view(b, n, self.n_heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if cache is not None:
+            k, v = cache.update(layer, k, v)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=chunk_mask(n, past + n))
+        return self.o_proj(out.transpose(1, 2).reshape(b, n, d))
+
+
 # %% CachedAttention: not causal without a cache
 # caught by: test_without_a_cache_it_is_causal_self_attention, test_without_a_cache_the_layer_learns
 # says: Without a cache nothing is masked: the layer is always causal.
