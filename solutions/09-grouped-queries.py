@@ -332,7 +332,8 @@ except NotImplementedError:
 # - New head `j` is the mean of the heads that its group's queries used to read: `j·g` to `j·g + g − 1`, with
 #   `g = n_heads / n_kv_heads`. Within a head, channel stays with channel.
 # - All other entries are in the result as they were. The order of the entries does not matter.
-# - The caller's dict and its tensors are not changed. Each result has the dtype of what it comes from.
+# - The caller's dict and its tensors are not changed. Each result has the dtype of what it comes from, and in float64
+#   its precision too.
 # - If `n_heads` is not divisible by `n_kv_heads`, it raises a `ValueError` whose sentence names both numbers.
 
 

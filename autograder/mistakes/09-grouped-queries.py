@@ -1424,6 +1424,20 @@ def pool_heads(state, n_heads, n_kv_heads):
     return pooled
 
 
+# %% pool_heads: through float32 and back
+# caught by: test_pooling_keeps_the_dtype
+# says: The mean is taken in float32. The dtype comes back at the end, but the digits of a float64 do not.
+def pool_heads(state, n_heads, n_kv_heads):
+    if n_heads % n_kv_heads:
+        raise ValueError(f"{n_heads} heads cannot be pooled to {n_kv_heads}")
+    pooled = dict(state)
+    for name, value in state.items():
+        if name.split(".")[-2:-1] in (["k_proj"], ["v_proj"]):
+            heads = value.float().unflatten(0, (n_kv_heads, n_heads // n_kv_heads, -1))
+            pooled[name] = heads.mean(1).flatten(0, 1).to(value.dtype)
+    return pooled
+
+
 # %% pool_heads: pooled over the input
 # caught by: test_a_new_head_is_the_mean_of_its_group
 # says: The columns are averaged, which belong to the input x; the heads are in the rows.
