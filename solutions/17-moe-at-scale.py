@@ -226,7 +226,8 @@ except NotImplementedError:
 # - Rows travel as they are, without their weights. The sum is made where the token lives.
 # - A token that goes to two experts of one rank travels there twice.
 # - A rank without tokens, or whose experts nobody chose, still takes part in all three: the others wait for it.
-# - Gradients travel back through `all_to_all`; do not detach anything. float32, float64 and bfloat16 occur.
+# - Gradients travel back through `all_to_all`, from a rank without tokens too; do not detach anything. float32, float64
+#   and bfloat16 occur.
 # - The trap: what arrives is sorted by sender, and within each sender by expert.
 #
 # Call your `dispatch_plan` by its name. When this part is marked, another one stands in for it, so that a mistake above

@@ -253,6 +253,25 @@ def expert_parallel_forward(x, weights, experts, gate_up, down, world, all_to_al
     return torch.zeros_like(x).index_add(0, order // experts.shape[1], back)
 
 
+# %% expert_parallel_forward: without tokens a result made anew
+# caught by: test_experts_learn_from_the_tokens_of_all_ranks
+# says: Without tokens the result is made anew, not from what came back: no gradient sets out from this rank, and the others wait.
+def expert_parallel_forward(x, weights, experts, gate_up, down, world, all_to_all):
+    top_k = experts.shape[1]
+    order, counts = dispatch_plan(experts, len(gate_up) * world, world)
+    coming = all_to_all(counts, [1] * world, [1] * world)
+    send, receive = counts.sum(1).tolist(), coming.sum(1).tolist()
+    rows = all_to_all(x[order // top_k], send, receive)
+    parts = enumerate(rows.split(coming.flatten().tolist()))
+    results = [one_expert(part, gate_up[i % len(gate_up)], down[i % len(gate_up)]) for i, part in parts]
+    back = all_to_all(torch.cat(results), receive, send)
+    out = torch.zeros_like(x)
+    for row, assignment in zip(back, order.tolist()):
+        token, place = divmod(assignment, top_k)
+        out[token] += weights[token, place] * row
+    return out
+
+
 # %% expert_parallel_forward: nothing to do, nothing to say
 # caught by: test_there_are_three_exchanges
 # says: A rank that neither sends nor gets a row leaves out the last two exchanges, and the others wait for it.

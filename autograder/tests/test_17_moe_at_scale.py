@@ -440,6 +440,12 @@ def test_experts_learn_from_the_tokens_of_all_ranks(student: Student) -> None:
         for leaf in leaves.values():
             leaf.requires_grad_()
         out = network.call(student, **leaves)
+        if not len(leaves["x"]):
+            tensor(out, shape=(0, ranks.d_model), name="the output of a rank without tokens")
+            assert out.requires_grad, (
+                f"{where(network)} has no tokens, and its empty result does not come from what came back: no gradient "
+                "sets out from this rank, and the others wait for it."
+            )
         grads = gradients(out, ranks.upstream[rank], **leaves)
         for name in ("gate_up", "down"):
             expected = ranks.grads[name][own].float()
