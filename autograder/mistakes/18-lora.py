@@ -1329,6 +1329,23 @@ def nf4_dequantize(packed, absmax, shape, block=64):
     return (NF4[codes] * absmax.repeat_interleave(block)[: len(codes)]).reshape(tuple(shape))
 
 
+# %% nf4_quantize: the nearest by distance
+# caught by: test_on_a_border_the_lower_value_is_taken
+# says: The smallest distance decides, and distances are rounded: on a border either value may win. Compare with the borders themselves.
+def nf4_quantize(x, block=64):
+    flat = x.detach().flatten().float()
+    blocks = F.pad(flat, (0, -len(flat) % block)).view(-1, block)
+    absmax = blocks.abs().amax(-1)
+    quotients = blocks / absmax.clamp(min=1e-38)[:, None]
+    codes = (quotients[..., None] - NF4).abs().argmin(-1).flatten()[: len(flat) + len(flat) % 2]
+    return (codes[::2] * 16 + codes[1::2]).to(torch.uint8), absmax
+
+
+def nf4_dequantize(packed, absmax, shape, block=64):
+    codes = torch.stack([packed >> 4, packed & 15], -1).flatten()[: math.prod(shape)].long()
+    return (NF4[codes] * absmax.repeat_interleave(block)[: len(codes)]).reshape(tuple(shape))
+
+
 # %% nf4_quantize: zeros divided by zero
 # caught by: test_a_block_of_zeros_is_all_zeros
 # says: A block of zeros is divided by its absmax of 0, which gives NaN and then the code of the largest value.
