@@ -350,7 +350,9 @@ def quantised(student: Student, x: Tensor, *axis: int | None) -> tuple[Tensor, T
     along = axis[0] % x.dim() if axis and axis[0] is not None else None
     shape = () if along is None else tuple(size if i == along else 1 for i, size in enumerate(x.shape))
     wanted = 1 if along is None else x.shape[along]
-    assert scale.numel() == wanted, f"{scale.numel()} scales came for x {tuple(x.shape)} with axis={axis or None}."
+    assert scale.numel() == wanted, (
+        f"x {tuple(x.shape)} with axis={axis[0] if axis else None} has {wanted} scale(s), and {scale.numel()} came."
+    )
     return q.double(), scale.double().view(shape)
 
 
