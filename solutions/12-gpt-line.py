@@ -203,6 +203,9 @@ parts = split_qkv(fused, 2, "gpt2")
 assert torch.allclose(torch.cat([F.linear(x, part) for part in parts], -1), x @ fused, atol=1e-5), (
     "Layout gpt2: the three parts, as nn.Linear uses them and side by side, should give what Conv1D gives."
 )
+for layout in ("gpt2", "per_head"):
+    shapes = [tuple(part.shape) for part in split_qkv(torch.randn(12), 2, layout)]
+    assert shapes == [(4,)] * 3, f"Layout {layout}: a bias of 12 should give three parts of shape (4,), not {shapes}."
 print("The visible checks of split_qkv pass.")
 
 # %% see="split_qkv"

@@ -151,6 +151,63 @@ class Attention(nn.Module):
         return self.o_proj(torch.cat(found, -1))
 
 
+# %% Attention: who sees whom by positions
+class Attention(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.cfg = config
+        d, h, kv, dh = config.d_model, config.n_heads, config.n_kv_heads, config.d_head
+        self.q_proj = nn.Linear(d, h * dh, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(d, kv * dh, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(d, kv * dh, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(h * dh, d, bias=config.o_bias)
+        self.q_norm = nn.RMSNorm(dh, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(dh, eps=config.norm_eps) if config.qk_norm else None
+        self.sinks = nn.Parameter(torch.empty(h)) if config.sinks else None
+        self.window = (config.windows or (None,) * config.n_layers)[layer]
+
+    def forward(self, x, positions, mask):
+        c = self.cfg
+        b, n, _ = x.shape
+        q = self.q_proj(x).view(b, n, c.n_heads, c.d_head)
+        k = self.k_proj(x).view(b, n, c.n_kv_heads, c.d_head)
+        v = self.v_proj(x).view(b, n, c.n_kv_heads, c.d_head)
+        if c.clip_qkv is not None:
+            q, k, v = (torch.clip(t, -c.clip_qkv, c.clip_qkv) for t in (q, k, v))
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        if c.positions == "rope":
+            q, k = self.turned(q, positions), self.turned(k, positions)
+        far = positions[:, :, None] - positions[:, None, :]
+        see = (far >= 0) & mask[:, None, :]
+        if self.window is not None:
+            see &= far < self.window
+        see |= torch.eye(n, dtype=torch.bool, device=x.device)
+        bias = torch.zeros(b, c.n_heads, n, n, dtype=q.dtype, device=x.device)
+        if c.positions == "alibi":
+            bias = bias - (c.slopes().to(x.device)[None, :, None, None] * far[:, None]).to(q.dtype)
+        bias = bias.masked_fill(~see[:, None], -torch.inf)
+        if self.sinks is not None:
+            k = torch.cat([k, k.new_zeros(b, c.n_kv_heads, 1, c.d_head)], 2)
+            v = torch.cat([v, v.new_zeros(b, c.n_kv_heads, 1, c.d_head)], 2)
+            bias = torch.cat([bias, self.sinks[None, :, None, None].expand(b, -1, n, 1)], -1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
+        return self.o_proj(y.transpose(1, 2).reshape(b, n, -1))
+
+    def turned(self, x, positions):
+        c = self.cfg
+        f, s = c.frequencies()
+        r = c.d_rotary or c.d_head
+        ang = positions.float()[..., None] * f.to(positions.device)
+        rot = torch.polar(torch.full_like(ang, s), ang)[:, None]
+        t = x[..., :r].float()
+        pairs = t.unflatten(-1, (-1, 2)) if c.interleaved else t.unflatten(-1, (2, -1)).mT
+        z = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * rot)
+        t = z.flatten(-2) if c.interleaved else z.mT.flatten(-2)
+        return torch.cat([t.to(x.dtype), x[..., r:]], -1)
+
+
 # %% Block: tables of functions, everything in Block
 NORMS = {
     "rms": lambda c: nn.RMSNorm(c.d_model, eps=c.norm_eps),

@@ -499,7 +499,7 @@ def test_yarn_is_applied_far_away(student: Student) -> None:
     fields = SIZES | {"d_head": 16, "yarn": (32.0, 32.0, 1.0, 4096), "rope_theta": 150_000.0}
     form = form_of(fields)
     weights, x = random_weights(shapes_of_attention(form), seed=5), normal(2, 6, 12, seed=6)
-    for stride in (0, 1, 900):
+    for stride in (1, 40, 900):
         positions, mask = stride * torch.arange(6).expand(2, 6), text(2, 6)[1]
         found = attention(student, fields, weights)(x, positions, mask)
         right = right_attention(form, weights, x, positions, mask)
@@ -1010,7 +1010,8 @@ def test_every_family_is_named(student: Student) -> None:
     """The names of the tensors tell the family: every one of the nine, at every depth, in any order of the file."""
     for family, shapes, _ in every_file():
         found = asked(student, shapes)["family"]
-        assert found == family, f"A file with {sorted(shapes)[len(shapes) // 2]!r} is taken for {found!r}."
+        clue = next(name for name in sorted(shapes) if "attn." in name or "attention." in name)
+        assert found == family, f"A file with {clue!r} is taken for {found!r}."
 
 
 @pytest.mark.exercise("detective")
