@@ -46,6 +46,7 @@
 #   to `top_k` different experts.
 # - **What comes in stays as it was**: an input is never changed in place. Weights have the dtype of what they were made
 #   of. The two losses are float32 whatever the logits are, because bfloat16 cannot tell 1.003 from 1.
+# - **Gradients** flow back to the logits from both losses and from all weights that are made of them.
 # - Logits are float32 or bfloat16, there is at least one token, and no two logits of a token are equal unless a prompt
 #   says what happens then.
 
