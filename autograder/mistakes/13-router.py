@@ -488,6 +488,18 @@ def grouped_experts(x, weights, experts, gate_up, down):
     return y.view(len(x), k, -1).sum(1)
 
 
+# %% grouped_experts: the sorted results are weighed as if they were in the tokens' order
+# caught by: test_each_token_gets_the_weighted_sum_of_its_experts
+# says: The results stand in the sorted order when they are weighed and added up: row r no longer belongs to token r, and each result has to go back to its own token.
+def grouped_experts(x, weights, experts, gate_up, down):
+    k = experts.shape[1]
+    order = experts.flatten().argsort(stable=True)
+    ends = experts.flatten().bincount(minlength=len(down)).cumsum(0).int()
+    gate, up = F.grouped_mm(x[order // k], gate_up.mT, offs=ends).chunk(2, -1)
+    y = F.grouped_mm(F.silu(gate) * up, down.mT, offs=ends)
+    return (y.view(len(x), k, -1) * weights[..., None]).sum(1)
+
+
 # %% grouped_experts: a token's number is the remainder
 # caught by: test_each_token_gets_the_weighted_sum_of_its_experts
 # says: Choice i belongs to token i // top_k; the remainder i % tokens is that of repeated, not of interleaved tokens.

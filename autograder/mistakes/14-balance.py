@@ -10,6 +10,17 @@ def load_balancing_loss(logits, top_k, per="routing"):
     return loss if per == "routing" else top_k * loss
 
 
+# %% load_balancing_loss: f made of the chosen probabilities
+# caught by: test_the_loss_is_the_published_formula, test_the_gradient_flows_through_the_probabilities_only
+# says: f adds up the probabilities of the chosen experts here: it should count each routing as one.
+def load_balancing_loss(logits, top_k, per="routing"):
+    p = logits.float().softmax(-1)
+    weights, experts = p.topk(top_k)
+    f = torch.zeros_like(p).scatter(-1, experts, weights).mean(0)
+    loss = p.shape[-1] * (f * p.mean(0)).sum()
+    return loss / top_k if per == "routing" else loss
+
+
 # %% load_balancing_loss: a gradient through f
 # caught by: test_the_gradient_flows_through_the_probabilities_only
 # says: The number is right, but a gradient flows through f as well (straight-through): f should be a constant count.
