@@ -44,8 +44,15 @@ class Unfinished(StudentError):
     """The exercise has no answer yet: NotImplementedError from the starter, or its name is not defined."""
 
 
+OVERWRITTEN = (
+    "a tensor that the gradient needs was overwritten in place, by something like `x += …`, `x[…] = …` or `x.add_(…)`"
+)
+
+
 def _student_error(types: Sequence[str], message: str, where: str) -> StudentError:
     """The error to raise here: also of the nearest built-in type that can be made from a message alone."""
+    if "needed for gradient computation has been modified by an inplace operation" in message:
+        message = OVERWRITTEN  # PyTorch's own names no line of the student's, and advises what cannot be done here
     error: StudentError = Unfinished(message) if types[0] == "NotImplementedError" else StudentError(message)
     for name in types if type(error) is StudentError else ():
         base = getattr(builtins, name, None)
@@ -443,7 +450,8 @@ def assert_close(
 def _kind(value: Any) -> str:
     if value is None:
         return "None (is a `return` missing?)"
-    return f"a {value._handle.type_name}" if isinstance(value, Remote) else f"a {type(value).__name__}"
+    name = value._handle.type_name if isinstance(value, Remote) else type(value).__name__
+    return f"an {name}" if name[:1] in "aeioAEIO" else f"a {name}"
 
 
 def _dtype(dtype: torch.dtype) -> str:

@@ -45,7 +45,8 @@
 #
 # While your work is marked, what these parts are about cannot be borrowed: `softmax`, `log_softmax`, `cross_entropy`
 # and `scaled_dot_product_attention` of PyTorch, `torch.optim.Adam` and `AdamW`, and automatic differentiation
-# (`.backward()`, `torch.autograd.grad`) raise an error. Everything else is yours: `exp`, `amax`, `logsumexp`, `@`.
+# (`.backward()`, `torch.autograd.grad`, `torch.func`) raise an error. Everything else is yours: `exp`, `amax`,
+# `logsumexp`, `@`.
 
 # %% role="set-up"
 import math

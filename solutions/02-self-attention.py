@@ -125,8 +125,8 @@ except NotImplementedError:
 # - Large scores give finite results, also when one query's are around 10⁴ and its neighbour's around −10⁴.
 # - The trap: the mask belongs *before* the softmax. What is removed after it leaves weights that no longer sum to 1.
 #
-# `F.scaled_dot_product_attention` and `nn.MultiheadAttention` raise an error while your work is marked: building them
-# is the exercise.
+# `F.scaled_dot_product_attention`, `nn.MultiheadAttention` and `F.multi_head_attention_forward` raise an error while
+# your work is marked: building them is the exercise.
 
 
 # %% exercise="attention" section="From closeness to shares: softmax"

@@ -127,8 +127,8 @@ class FeedForward(nn.Module):
 # - You may rely on `d_model` being divisible by `n_heads`. There is no dropout.
 # - The trap: nothing here is causal. A sentence that is written from left to right may look at *all* of its source.
 #
-# `F.scaled_dot_product_attention`, which you built in chapter 02, may be used. `nn.MultiheadAttention` and PyTorch's
-# Transformer layers raise an error while your work is marked.
+# `F.scaled_dot_product_attention`, which you built in chapter 02, may be used. `nn.MultiheadAttention`,
+# `F.multi_head_attention_forward` and PyTorch's Transformer layers raise an error while your work is marked.
 
 
 # %% exercise="CrossAttention" section="Cross-attention: one text asks another"

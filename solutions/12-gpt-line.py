@@ -796,7 +796,7 @@ except RuntimeError as error:
 # | `n_context` | how many tokens it can read at most, where that is stored |
 # | `n_heads`, `d_head` | query heads, and channels of a head |
 # | `group` | query heads that share a key head, an integer; 1 where each has its own |
-# | `kv_bytes` | bytes that one token takes in the KV cache of all layers, 16 bits a number, within every window |
+# | `kv_bytes` | bytes that one token takes in the KV cache of all layers, 16 bits a number, until a window drops it |
 #
 # How the families' files look. Every block has the same entries, and there may be others, which do not matter here.
 #

@@ -232,7 +232,7 @@ class Worker:
                 raise RuntimeError("the grader did not answer the callback")
             if result.error:
                 raise RuntimeError(result.error)
-            return wire.decode(result.value, self.resolve)
+            return computed(wire.decode(result.value, self.resolve))
 
         return ask
 
@@ -257,6 +257,17 @@ def tensors_in(obj: Any) -> list[torch.Tensor]:
     return []
 
 
+def computed(obj: Any) -> Any:
+    """What a function returned is no leaf of autograd's: with gradients on, too, it may be added to in place."""
+    if isinstance(obj, torch.Tensor):
+        return obj.clone() if obj.requires_grad else obj
+    if isinstance(obj, dict):
+        return {key: computed(item) for key, item in obj.items()}
+    if isinstance(obj, list | tuple):
+        return type(obj)(computed(item) for item in obj)
+    return obj
+
+
 def refuse(obj: Any) -> Any:
     raise TypeError(f"a {type(obj).__name__} is no plain data")
 
@@ -270,7 +281,7 @@ def reserve(dotted: str) -> tuple[Any, str, Any, Any]:
         owner = importlib.import_module(path)
 
     def reserved(*args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError(f"{name} is what this exercise asks you to build, so it cannot be called here")
+        raise RuntimeError(f"{dotted} cannot be called here: what it does is what this chapter asks you to build")
 
     original = getattr(owner, name)
     setattr(owner, name, reserved)

@@ -1,6 +1,6 @@
 # story: Calls the library function that the exercise asks to build, by every name it has. Each raises; a person is told
 #   where a name is written out.
-# says: is what this exercise asks you to build
+# says: cannot be called here: what it does is what this chapter asks you to build
 # %% attention
 def attention(q, k, v, mask=None):
     ways = [

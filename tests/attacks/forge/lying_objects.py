@@ -1,6 +1,6 @@
 # story: Answers with objects that equal everything, have every length and class, and call every other object wrong; with
 #   a list, a string and a number that do so; and with the class Tensor itself.
-# says: should be a tensor, but it is a (Everything|list|str|int|type|Yes)
+# says: should be a tensor, but it is an? (Everything|list|str|int|type|Yes)
 # %%
 class Everything:
     __class__ = property(lambda self: torch.Tensor)
