@@ -570,7 +570,7 @@ def mean_ablate(model, ids, heads, reference):
 
 # %% mean_ablate: one head a layer
 # caught by: test_several_heads_are_ablated_together
-# says: Of two heads in one layer only the last is ablated: a dictionary by layer keeps one.
+# says: Of two heads in one layer only the last is ablated. A dictionary by layer keeps one, and a hook that uses a loop's variable sees its last value.
 def mean_ablate(model, ids, heads, reference):
     width = model.model.layers[0].self_attn.head_dim
     projections = [layer.self_attn.o_proj for layer in model.model.layers]

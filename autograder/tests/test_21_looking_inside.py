@@ -659,6 +659,8 @@ def outputs(n: int, seed: int, levels: int = 0) -> tuple[Tensor, Tensor]:
 @pytest.mark.exercise("monitor", weight=2)
 def test_the_largest_recall_at_the_wanted_precision_is_found(student: Student) -> None:
     """Of the thresholds with enough precision it is the one that flags most of what is bad."""
+    scores, bad = torch.tensor([4.0, 3.0, 2.0, 1.0]), torch.tensor([True, True, False, True])
+    near(alarm(student, scores, bad, 0.65), tried(scores, bad, 0.65), "every threshold will do", NAMES)
     for seed in range(4):
         scores, bad = outputs(60, seed)
         for wanted in (0.55, 0.7, 0.85):
@@ -696,7 +698,7 @@ def test_the_threshold_is_the_highest_with_that_recall(student: Student) -> None
 def test_a_precision_that_is_just_reached_is_enough(student: Student) -> None:
     """ "At least" includes equality: exactly one half is enough where one half is wanted, and 1 where 1 is."""
     scores = torch.tensor([4.0, 3.0, 2.0, 1.0])
-    for bad, wanted in (([False, True, False, False], 0.5), ([True, True, False, True], 0.75), ([True] * 4, 1.0)):
+    for bad, wanted in (([True] * 4, 1.0), ([False, True, False, False], 0.5), ([True, True, False, True], 0.75)):
         truth = torch.tensor(bad)
         near(alarm(student, scores, truth, wanted), tried(scores, truth, wanted), f"wanted {wanted}", NAMES)
 
