@@ -1192,6 +1192,8 @@ def bill(config: Config, *, context: int, tokens: int, seconds: float, watts: fl
 # %% check="bill" points=4
 config = Config(vocabulary=10, d_model=4, n_layers=1, n_heads=2, n_kv_heads=1, d_head=2, d_hidden=6)
 found = bill(config, context=3, tokens=100, seconds=1800, watts=50)
+floats = [name for name, value in found.items() if name != "watt_hours" and type(value) is not int]
+assert not floats, f"Only watt_hours may be a float, and these are no ints: {floats}."
 assert found["parameters"] == 40 + 12 + 48 + 72, f"This model has 172 numbers, and the bill says {found['parameters']}."
 assert found["active"] == found["parameters"], "Without experts, every number is used for every token."
 assert found["bytes_fp32"] == 688, f"172 numbers at four bytes are 688, and the bill says {found['bytes_fp32']}."

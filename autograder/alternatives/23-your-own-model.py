@@ -128,6 +128,35 @@ def train(model, batches, steps, parts, *, lr=1e-3, warmup=0, weight_decay=0.1, 
     return losses
 
 
+# %% train: a LambdaLR asks the part, and asks for the rate behind the last step as well
+def train(model, batches, steps, parts, *, lr=1e-3, warmup=0, weight_decay=0.1, clip=1.0, accumulate=1):
+    if steps == 0:
+        return []
+    learning = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in learning if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=1.0, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda s: parts.learning_rate(s, peak=lr, warmup=warmup, steps=steps, final=lr / 10)
+    )
+    losses = []
+    for s in range(steps):
+        optimiser.zero_grad()
+        mean = 0.0
+        for i in range(s * accumulate, (s + 1) * accumulate):
+            ids = batches(i)
+            loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()) / accumulate
+            loss.backward()
+            mean += loss.item()
+        torch.nn.utils.clip_grad_norm_(learning, clip)
+        optimiser.step()
+        schedule.step()
+        losses.append(mean)
+    return losses
+
+
 # %% train: a LambdaLR holds the schedule
 def train(model, batches, steps, parts, *, lr=1e-3, warmup=0, weight_decay=0.1, clip=1.0, accumulate=1):
     if steps == 0:

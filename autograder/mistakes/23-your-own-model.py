@@ -179,6 +179,65 @@ class Model(nn.Module):
         return self.norm(x) @ self.tokens.weight.T
 
 
+# %% Model: keys are kept before they are turned
+# caught by: test_the_cache_gets_few_heads_and_only_what_is_new
+# says: The cache gets keys that are not turned yet, so all of them are turned anew for each chunk: turn them first, and keep them turned.
+class Attention(nn.Module):
+    def __init__(self, config, parts, layer):
+        super().__init__()
+        self.config, self.parts, self.layer = (config, parts, layer)
+        self.q_proj = nn.Linear(config.d_model, config.n_heads * config.d_head, bias=False)
+        self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=False)
+        self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * config.d_head, bias=False)
+        self.o_proj = nn.Linear(config.n_heads * config.d_head, config.d_model, bias=False)
+
+    def forward(self, x, start, cache):
+        c, parts, n = (self.config, self.parts, x.shape[1])
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (proj(x).unflatten(-1, (-1, c.d_head)).transpose(1, 2) for proj in projections)
+        positions = torch.arange(start, start + n)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        q, k = (parts.rope(q, positions, c.rope_theta), parts.rope(k, torch.arange(start + n), c.rope_theta))
+        k, v = (parts.repeat_kv(part, c.n_heads // c.n_kv_heads) for part in (k, v))
+        heads = parts.attention(q, k, v, parts.chunk_mask(n, start + n))
+        return self.o_proj(heads.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    def __init__(self, config, parts, layer):
+        super().__init__()
+        sizes = (config.d_model, config.d_hidden)
+        self.norm1 = parts.norm(config.d_model)
+        self.attention = Attention(config, parts, layer)
+        self.norm2 = parts.norm(config.d_model)
+        self.mlp = (
+            parts.experts(*sizes, config.n_experts, config.top_k) if config.n_experts else parts.feed_forward(*sizes)
+        )
+
+    def forward(self, x, start, cache):
+        x = x + self.attention(self.norm1(x), start, cache)
+        return x + self.mlp(self.norm2(x))
+
+
+class Model(nn.Module):
+    def __init__(self, config, parts):
+        super().__init__()
+        if config.n_heads % config.n_kv_heads:
+            raise ValueError(f"{config.n_heads} query heads cannot share {config.n_kv_heads} heads of keys equally")
+        self.tokens = nn.Embedding(config.vocabulary, config.d_model)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        self.blocks = nn.ModuleList((Block(config, parts, layer) for layer in range(config.n_layers)))
+        self.norm = parts.norm(config.d_model)
+
+    def forward(self, ids, cache=None):
+        start = 0 if cache is None else cache.length
+        x = self.tokens(ids)
+        for block in self.blocks:
+            x = block(x, start, cache)
+        return self.norm(x) @ self.tokens.weight.T
+
+
 # %% Model: all layers share a row of the cache
 # caught by: test_the_cache_gets_few_heads_and_only_what_is_new, test_in_chunks_with_a_cache_it_says_the_same
 # says: All layers put their keys into layer 0 of the cache, and read each other's: hand it the layer's number.
