@@ -446,8 +446,8 @@ except NotImplementedError:
 #   reads key head `i // (n_heads // n_kv_heads)`. Scores are divided by the root of `d_head`.
 # - **QK-norm** is an RMSNorm over the `d_head` channels of each head, with eps `norm_eps`, *before* RoPE.
 # - **RoPE** turns queries and keys in the half-split layout: channel `c` pairs with channel `c + d_head / 2`, and the
-#   pair `(a, b)` becomes `(a cos φ − b sin φ, b cos φ + a sin φ)`, where φ is position times frequency. Angles, cosines
-#   and sines are computed in float32, whatever the dtype of the model, and then cast.
+#   pair `(a, b)` becomes `(a cos φ − b sin φ, b cos φ + a sin φ)`, where φ is position times frequency. Frequencies,
+#   angles, cosines and sines are float32, whatever the model was cast to; only then are cosines and sines cast.
 # - **Causal.** A position sees itself and what is before it. With a window $W$ in `config.windows[layer]` it sees the
 #   last $W$ positions, itself included.
 # - **`mask`** of shape `(batch, length)` says which tokens of the text are real. Texts of different length are padded

@@ -396,8 +396,8 @@ except NotImplementedError:
 # - `hits` and `misses`: ints, how many calls of `fetch` found their expert in the cache, and how many did not.
 #
 # - At most `capacity` experts are held at any moment, also while `load` runs: make room first, then load. As long as a
-#   name stands for an expert's weights, be it a variable in `fetch`, they stay in memory. And no expert makes room before the
-#   cache is full.
+#   name stands for an expert's weights, be it a variable in `fetch`, they stay in memory. And no expert makes
+#   room before the cache is full.
 # - Asking is using: an expert that was just found is the last to go.
 # - If `capacity` is below 1, creating the cache raises a `ValueError` whose sentence names the number.
 # - `load` takes one int and may return anything.

@@ -1943,6 +1943,53 @@ class Attention(nn.Module):
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
+# %% Attention: frequencies in a buffer
+# caught by: test_angles_are_computed_in_float32
+# says: The frequencies are a buffer, and `.bfloat16()` casts buffers too: the angles begin with rounded numbers.
+class Attention(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.c, self.layer = config, layer
+        d_q, d_kv = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
+        self.q_proj = nn.Linear(config.d_model, d_q, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.d_model, d_kv, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.d_model, d_kv, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(d_q, config.d_model, bias=False)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.d_head, config.norm_eps)
+            self.k_norm = nn.RMSNorm(config.d_head, config.norm_eps)
+        omega = rope_frequencies(config.d_head, config.rope_theta, config.rope_scaling)
+        self.register_buffer("omega", omega, persistent=False)
+
+    def forward(self, x, mask=None, cache=None):
+        c, (batch, n, _) = self.c, x.shape
+        past = 0 if cache is None else cache.length(self.layer)
+        if mask is None:
+            mask = torch.ones(batch, past + n, dtype=torch.bool)
+        q, k, v = (p(x).view(batch, n, -1, c.d_head).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if c.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]
+        q, k = self.rope(q, positions), self.rope(k, positions)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        k, v = (t.repeat_interleave(c.n_heads // c.n_kv_heads, 1) for t in (k, v))
+        i, j = torch.arange(past, past + n)[:, None], torch.arange(past + n)
+        may = (j <= i) & mask[:, None, None, :]
+        window = c.windows[self.layer] if c.windows else None
+        if window is not None:
+            may = may & (j > i - window)
+        scores = q @ k.mT / math.sqrt(c.d_head)
+        weights = scores.masked_fill(~may, -math.inf).softmax(-1).nan_to_num(0)
+        return self.o_proj((weights @ v).transpose(1, 2).reshape(batch, n, -1))
+
+    def rope(self, x, positions):
+        angles = (positions[..., None].float() * self.omega.float())[:, None]
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
 # %% Attention: a table of 2048 positions
 # caught by: test_angles_are_computed_in_float32
 # says: Beyond position 2047 all positions are the same: a text may be longer than a table.
