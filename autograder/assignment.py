@@ -44,6 +44,11 @@ class Assignment:
         return {cell.exercise: cell.source for cell in self.cells if cell.role == "solution"}
 
     @property
+    def checks(self) -> dict[str, str]:
+        """exercise -> its visible check's source."""
+        return {cell.exercise: cell.source for cell in self.cells if cell.role == "check"}
+
+    @property
     def tests(self) -> Path:
         return TESTS / f"test_{self.name.replace('-', '_')}.py"
 

@@ -14,7 +14,7 @@ from autograder.assignment import COURSE, Assignment
 from autograder.authoring import verify
 from autograder.authoring.mutants import Mutant
 from autograder.authoring.verify import Case, Chapter, Equivalent, Verdict
-from autograder.report import ExerciseResult, Outcome, Report, TestResult
+from autograder.report import CellRun, ExerciseResult, Outcome, Report, TestResult
 from autograder.variants import Variant
 from ichimon import notebook
 from ichimon.notebook import Cell
@@ -204,6 +204,47 @@ def test_a_mistake_must_be_told_by_its_own_sentence() -> None:
     assert "“double: mistake 1” is told “You wrote 0.” instead of its own sentence" in problem
     (problem,) = judged(kind="mistake", nth=1, double=result("double", Outcome.FAILED)).problems
     assert "is never told its sentence" in problem
+
+
+def with_check(kind: str, error: str, *tests: TestResult) -> Verdict:
+    """The verdict when the visible check of `double` ran with the first case of a kind, whose tests ended so."""
+    kept = [(case, report(case)) for case in verify.cases(CHAPTER)]
+    place = next(i for i, (case, _) in enumerate(kept) if case.kind == kind)
+    case, found = kept[place]
+    exercises = (ExerciseResult("double", 1.0, tests), *found.exercises[1:]) if tests else found.exercises
+    check = CellRun(verify.CHECK + "double", "double", error)
+    kept[place] = case, msgspec.structs.replace(found, exercises=exercises, cells=(check,))
+    return verify.judge(CHAPTER, kept)
+
+
+def test_a_mistake_that_the_visible_check_passes_must_leave_a_fifth_of_the_points() -> None:
+    assert with_check("mistake", "AssertionError: no").problems == ()
+    (problem,) = with_check("mistake", "").problems
+    assert "“double: mistake 0” passes the visible check and gets 0.00 of 1 points" in problem
+    failed, passed = (result("double", outcome, "You wrote 0.") for outcome in (Outcome.FAILED, Outcome.PASSED))
+    assert with_check("mistake", "", failed, *[passed] * 3).problems == ()
+
+
+@pytest.mark.parametrize("kind", ["reference", "alternative"])
+def test_a_right_answer_must_pass_the_visible_check(kind: str) -> None:
+    assert with_check(kind, "").problems == ()
+    (problem,) = with_check(kind, "AssertionError: no").problems
+    assert problem.endswith("should pass the visible check of double: AssertionError: no")
+
+
+def test_visible_checks_run_with_nothing_reserved() -> None:
+    """That of attention compares with PyTorch's, which hidden tests withhold."""
+    right = assignments.load("02-self-attention").reference
+    wrong = right | {"causal_mask": "def causal_mask(n):\n    return 1"}
+    kinds = [("starter", ""), ("reference", ""), ("mistake", "causal_mask"), ("alternative", "attention")]
+    cases = [Case(kind, tuple((wrong if kind == "mistake" else right).items()), exercise) for kind, exercise in kinds]
+    reports = verify._grade("02-self-attention", cases)
+    checks = [
+        {run.exercise: run.error for run in report.cells if run.cell.startswith(verify.CHECK)} for report in reports
+    ]
+    assert checks[:2] == [{}, dict.fromkeys(right, "")]
+    assert "causal_mask should return a tensor, not int" in checks[2]["causal_mask"]
+    assert checks[3] == {"attention": ""}
 
 
 def test_a_mistake_must_cost_one_exercise_only() -> None:

@@ -1,9 +1,9 @@
 """The gates that make a mark mean something, for every exercise of a chapter:
 
 1. the starter gets 0, each hidden test failing for want of an answer;
-2. the reference gets full marks, and so does each right answer in alternatives/;
+2. the reference gets full marks, and so does each right answer in alternatives/; both pass the visible checks;
 3. each wrong answer in mistakes/ fails the tests that it names, by an assertion, is told so by its own sentence,
-   and costs no other exercise a point;
+   and costs no other exercise a point; if the visible check passes it, a fifth of the points is left at least;
 4. at least 95 % of the mutants of the reference are caught; those in equivalents/ change nothing that tests should see.
 
 What was judged before and has not changed since is read from _build/cache/verify.
@@ -34,12 +34,17 @@ from autograder.assignment import COURSE, Assignment
 from autograder.authoring.build import STUB
 from autograder.authoring.mutants import Mutant, mutants
 from autograder.course import Course
-from autograder.report import Outcome, Report, TestResult
+from autograder.report import CellRun, Outcome, Report, TestResult
 from autograder.variants import Variant
 
 CACHE = COURSE / "_build" / "cache" / "verify"
 EQUIVALENTS = variants.FOLDER / "equivalents"
 MIN_MISTAKES, MIN_CAUGHT = 3, 0.95
+MIN_LEFT = (
+    0.2  # of the points, for a mistake that the visible check passes: nobody who sees it pass may get next to nothing
+)
+LOOKS_AT_LITTLE = {"Mended"}  # to find the fault is the exercise, and its check says that it looks at shapes alone
+CHECK = "visible check of "  # the cell of a report in which that of an exercise ran
 # Where the whole course is judged: so many mutants of an exercise, and only its first mistake is held against the tests
 # of the other exercises, too. More says little more, in minutes that add up.
 MUTANTS = 16
@@ -409,7 +414,7 @@ def _grade(name: str, share: Sequence[Case]) -> list[Report]:
     assignment = assignments.load(name)
     ordinary, short = Limits(), Limits(cpu_seconds=MUTANT_CPU_SECONDS)
     reference = submissions.from_sources("reference", assignment, list(assignment.reference.items()))
-    reports = []
+    reports: list[Report] = []
     with Jail(ordinary) as jail, Grader(assignment, jail) as grader:
         for mutated, group in itertools.groupby(share, lambda case: case.exercise if case.kind == "mutant" else ""):
             one_by_one = list(group)
@@ -422,15 +427,46 @@ def _grade(name: str, share: Sequence[Case]) -> list[Report]:
                     continue  # else one of them left something behind: each has a worker of its own
             else:
                 jail.limits = ordinary
-            for case, answer in zip(one_by_one, answers, strict=True):
-                reports.append(grader.grade(answer, case.exercises, first_failure=case.kind == "mutant"))
+            found = [
+                grader.grade(answer, case.exercises, first_failure=bool(mutated))
+                for case, answer in zip(one_by_one, answers, strict=True)
+            ]
+            if not mutated:
+                checked = _checked(jail, assignment, one_by_one)
+                found = [
+                    msgspec.structs.replace(report, cells=(*report.cells, *runs))
+                    for report, runs in zip(found, checked, strict=True)
+                ]
+            reports += found
     return reports
+
+
+def _checked(jail: Any, assignment: Assignment, every: Sequence[Case]) -> Iterator[list[CellRun]]:
+    """For each answer, how the visible checks ran: of the exercise that was changed, or of all. Nothing is reserved."""
+    from autograder.student import Student
+
+    before: Student | None = None
+    try:
+        for case in every:
+            chosen = [case.exercise] if case.exercise else list(assignment.points)
+            cells = [("set-up", "", assignment.set_up), *((name, name, source) for name, source in case.answers)]
+            cells += [(CHECK + name, name, assignment.checks[name]) for name in chosen if case.kind != "starter"]
+            student = Student(jail, cells, {}, ())
+            if before is not None:
+                student._adopt(before)
+            before = student
+            runs = student._cell_runs()
+            yield [CellRun(run.cell, run.exercise, run.error) for run in runs if run.cell.startswith(CHECK)]
+    finally:
+        if before is not None:
+            before._close()
 
 
 def _key(case: Case, chapter: Chapter) -> str:
     """A hash of all that a report depends on."""
     shas = [chapter.assignment.tests_sha[exercise] for exercise in case.exercises]
     known = [mistake.source for mistake in chapter.mistakes] if case.kind == "mistake" else []
+    known += chapter.assignment.checks.values() if case.kind != "mutant" else []
     return hashlib.sha256(
         repr((case.kind, case.answers, shas, known, assignments.environment_sha())).encode()
     ).hexdigest()
@@ -535,6 +571,9 @@ def _right_answer_problems(case: Case, report: Report) -> Iterator[str]:
     for test in _tests(report):
         if not test.passed:
             yield f"{_named(case)} should have full marks, and {_ending(test)}."
+    for run in report.cells:
+        if run.cell.startswith(CHECK) and run.error:
+            yield f"{_named(case)} should pass the {run.cell}: {run.error}"
 
 
 def _wrong_answer_problems(mistake: Variant, report: Report) -> Iterator[str]:
@@ -551,8 +590,15 @@ def _wrong_answer_problems(mistake: Variant, report: Report) -> Iterator[str]:
             f"{label} {instead}: in each test that catches it, it answers as another mistake does. "
             "Name a test that tells them apart, or merge the two."
         )
+    passes = any(run.cell.startswith(CHECK) and not run.error for run in report.cells)
     for result in report.exercises:
-        if result.exercise != mistake.exercise:
+        if result.exercise == mistake.exercise:
+            if passes and result.points < MIN_LEFT * result.max_points and result.exercise not in LOOKS_AT_LITTLE:
+                yield (
+                    f"{label} passes the visible check and gets {result.points:.2f} of {result.max_points:g} points: "
+                    "let the check notice it, or the tests take less."
+                )
+        else:
             for test in result.tests:
                 if not test.passed:
                     yield f"{label} costs {result.exercise} points: {_ending(test)}."
