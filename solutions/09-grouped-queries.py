@@ -199,6 +199,9 @@ first[:, 0] = True  # every position sees position 0 and nothing else
 assert torch.allclose(layer(x, first)[:, 4], layer(x, first)[:, 0], atol=1e-6), (
     "Where all positions may attend to position 0 alone, they should all get the same."
 )
+assert torch.allclose(layer(x.flip(1)).flip(1), out, atol=1e-5), (
+    "There are no positions in this layer: if the text is turned round, the outputs should be the same, turned round."
+)
 try:
     GroupedQueryAttention(8, 4, 3, 6)
     message = ""
@@ -287,6 +290,8 @@ assert isinstance(size, int), f"kv_cache_bytes should return an int, not a {type
 assert size == 48, f"4 heads with a key and a value of 3 numbers each, of 2 bytes, take 48 bytes, not {size}."
 size = kv_cache_bytes({**config, "num_key_value_heads": 2}, 1)
 assert size == 24, f"With 2 heads of keys and values for 4 of queries it should be half, and it is {size}."
+size = kv_cache_bytes({**config, "num_hidden_layers": 3}, 1)
+assert size == 144, f"With 3 layers instead of 1 it should be three times as much, 144 bytes, and it is {size}."
 print("The visible checks of kv_cache_bytes pass.")
 
 # %% see="kv_cache_bytes"
@@ -568,8 +573,11 @@ with torch.no_grad():
     whole, kept = answer
     assert whole.shape == x.shape, f"The output should have the shape of x, {tuple(x.shape)}, not {tuple(whole.shape)}."
     assert kept.shape == (2, 5, 7), f"5 positions with 5 + 2 numbers each should be kept, not {tuple(kept.shape)}."
-    _, kept = layer(x[:, :4], torch.ones(4, 4, dtype=torch.bool).tril())
+    first, kept = layer(x[:, :4], torch.ones(4, 4, dtype=torch.bool).tril())
     last, kept = layer(x[:, 4:], None, kept)
+assert torch.allclose(first, whole[:, :4], atol=1e-5), (
+    "Under a causal mask the first four positions should give the same with and without position 4 behind them."
+)
 assert torch.allclose(last, whole[:, 4:], atol=1e-5), (
     f"Position 4 behind what was kept of four others should give what it gives in the whole text, and differs by up to "
     f"{(last - whole[:, 4:]).abs().max():.2g}."

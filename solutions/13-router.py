@@ -218,6 +218,7 @@ assert layer(x).shape == x.shape, (
     f"The output should have the shape of x, {tuple(x.shape)}, not {tuple(layer(x).shape)}."
 )
 one = MoELayer(4, 6, n_experts=1, top_k=1)
+one.load_state_dict({name: torch.randn_like(value) / 2 for name, value in one.state_dict().items()})
 gate, up = (x @ one.gate_up[0].T).chunk(2, -1)
 assert torch.allclose(one(x), (F.silu(gate) * up) @ one.down[0].T, atol=1e-5), (
     "With a single expert the layer should be that expert: down(silu(gate x) · up x)."
@@ -232,6 +233,18 @@ alike.load_state_dict(
 )
 assert torch.allclose(alike(x), one(x), atol=1e-5), (
     "If all experts are alike, and the weights of each token sum to 1, it should not matter who is chosen."
+)
+layer = MoELayer(4, 6, n_experts=2, top_k=1)
+layer.load_state_dict(
+    {
+        "router.weight": torch.tensor([[1.0, 0, 0, 0], [-1, 0, 0, 0]]),  # expert 0 where channel 0 is positive
+        "gate_up": one.gate_up.detach().expand(2, 12, 4),
+        "down": torch.cat([one.down, -one.down]).detach(),
+    }
+)
+x = torch.cat([x, -x], 1)
+assert torch.allclose(layer(x), one(x) * x[..., :1].sign(), atol=1e-5), (
+    "Expert 1 gives the negative of expert 0, and top_k is 1: each token should get what its own choice gives, whole."
 )
 print("The visible checks of MoELayer pass.")
 
@@ -341,7 +354,7 @@ def expert(e: int, x: Tensor) -> Tensor:
     return down[e] @ (F.silu(gate) * up)
 
 
-experts, weights = torch.tensor([[2, 0], [0, 1], [2, 1]]), torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.9, 0.1]])
+experts, weights = torch.tensor([[2, 0], [0, 1], [2, 0]]), torch.tensor([[0.75, 0.25], [1.5, 0.5], [0.9, 0.3]])
 out = grouped_experts(x, weights, experts, gate_up, down)
 assert isinstance(out, torch.Tensor), f"grouped_experts should return a tensor, not {type(out).__name__}."
 assert out.shape == x.shape, f"The result should have the shape of x, {tuple(x.shape)}, not {tuple(out.shape)}."

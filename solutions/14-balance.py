@@ -121,9 +121,14 @@ all_to_one = load_balancing_loss(torch.tensor([[50.0, 0, 0, 0]] * 6), top_k=1)
 assert abs(all_to_one.item() - 4) < 1e-4, (
     f"With 4 experts, all tokens to the first and with certainty should give 4, not {all_to_one.item():.4g}."
 )
-both = load_balancing_loss(torch.zeros(3, 4) + torch.arange(4) / 1e6, top_k=2, per="token")
+logits = torch.zeros(3, 4) + torch.arange(4) / 1e6
+both = load_balancing_loss(logits, top_k=2, per="token")
 assert abs(both.item() - 2) < 1e-3, (
     f'Where all probabilities are alike, per="token" should give top_k = 2, not {both.item():.4g}.'
+)
+both = load_balancing_loss(logits, top_k=2, per="routing")
+assert abs(both.item() - 1) < 1e-3, (
+    f'Where all probabilities are alike, per="routing" should give 1 whatever top_k is, not {both.item():.4g}.'
 )
 assert loss.requires_grad, "The loss has no gradient, so it would teach the router nothing."
 print("The visible checks of load_balancing_loss pass.")
@@ -195,6 +200,10 @@ assert isinstance(loss, torch.Tensor), f"router_z_loss should return a tensor, n
 assert loss.shape == (), f"The loss should be one number without dimensions, not of shape {tuple(loss.shape)}."
 assert abs(loss.item() - math.log(8) ** 2) < 1e-4, (
     f"8 logits of zero have a denominator of 8, so the loss should be (ln 8)², not {loss.item():.4g}."
+)
+loss = router_z_loss(torch.tensor([[1.0], [3.0]]))
+assert abs(loss.item() - 5) < 1e-4, (
+    f"With one expert, and logits of 1 and 3, the two terms are 1² and 3²: the loss should be 5, not {loss.item():.4g}."
 )
 assert router_z_loss(torch.zeros(2, 2, dtype=torch.bfloat16)).dtype == torch.float32, "The loss should be float32."
 print("The visible checks of router_z_loss pass.")
