@@ -544,6 +544,16 @@ with torch.no_grad():
     assert torch.allclose(layer(padded, real)[:, 3:], whole, atol=1e-5), (
         "Three tokens of padding on the left should change nothing at the real tokens."
     )
+    layer = Attention(DecoderConfig(11, 4, 1, n_heads=4, n_kv_heads=2, d_head=4, d_hidden=16, rope_theta=4.0), 0)
+    x = torch.eye(4)  # head 0 of keys and values holds x, head 1 zeros
+    parts = {"q": x.repeat(4, 1), "k": torch.eye(8, 4), "v": torch.eye(8, 4), "o": torch.eye(4, 16).roll(4, 1)}
+    layer.load_state_dict({f"{name}_proj.weight": value for name, value in parts.items()})
+    found = layer(x[None, [1, 3]])[0, 1, 1].item()
+assert abs(found - 0.3231) < 1e-3, (
+    "Token 0 is channel 1 and token 1 channel 3, a pair that turns by half a radian a position where θ is 4. In query "
+    "head 1, which reads key head 0, token 1 should score −sin 0.5 / √4 with token 0 and 1 / √4 with itself: its share "
+    f"of token 0 should be 0.3231, not {found:.4f}."
+)
 print("The visible checks of Attention pass.")
 
 # %% stand_in="Attention"
@@ -711,6 +721,14 @@ with torch.no_grad():
 assert torch.allclose(steps, logits, atol=1e-4), (
     f"In chunks with a cache the logits should be those of the whole, and are off by up to "
     f"{(steps - logits).abs().max():.2g}."
+)
+model = Decoder(DecoderConfig(1, 1, n_layers=1, n_heads=1, n_kv_heads=1, d_head=2, d_hidden=1, norm_eps=1.0))
+for name, value in model.named_parameters():
+    nn.init.constant_(value, 2.0 if "norm" in name else 1.0 if "gate" in name else 3.0 if "head" in name else 0.5)
+found = model(torch.tensor([[0]])).item()
+assert abs(found - 4.7888) < 1e-3, (
+    "One token, one channel, norm_eps = 1, all gains 2, gate_proj 1, head 3 and every other weight 0.5: the formulas "
+    f"give x = 0.5, h = 0.9472 and y = 1.3247, and the logit should be 4.7888, not {found:.4f}."
 )
 print("The visible checks of Decoder pass.")
 
@@ -976,6 +994,10 @@ model = load_hf(write_folder(files))
 assert model.tokens.weight.dtype == torch.float32, f"The weights should be float32, not {model.tokens.weight.dtype}."
 assert torch.equal(model.tokens.weight, weights["model.embed_tokens.weight"].float()), (
     "model.embed_tokens.weight should be in tokens.weight."
+)
+name = "model.layers.0.post_attention_layernorm.weight"
+assert torch.equal(model.state_dict()["blocks.0.norm2.weight"], weights[name].float()), (
+    f"{name} should be in blocks.0.norm2.weight."
 )
 assert generate(model, torch.tensor([[1, 2, 3]]), 4).shape == (1, 4), "The model should write four tokens."
 del weights["model.norm.weight"]

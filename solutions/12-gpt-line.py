@@ -347,6 +347,13 @@ assert not moved[4:].any(), (
 attention = Attention(DecoderConfig(**sizes, **FAMILIES["OpenLLaMA"]), 0)
 found, later = attention(x, positions, mask), attention(x, positions + 7, mask)
 assert torch.allclose(found, later, atol=1e-5), "RoPE: where all positions are 7 larger, nothing should change."
+attention = Attention(DecoderConfig(20, 2, 1, n_heads=1, n_kv_heads=1, d_head=4, d_hidden=8), 0)
+attention.load_state_dict({f"{p}_proj.weight": torch.eye(2, 4) if p == "o" else torch.eye(4, 2) for p in "qkvo"})
+found = attention(torch.eye(2)[None], torch.arange(2)[None], mask[:1, :2])[0, 1, 0].item()
+assert abs(found - 0.3775) < 1e-3, (
+    "q, k and v are (1, 0, 0, 0) for token 0 and (0, 1, 0, 0) for token 1, and these two channels are no pair. Token 1 "
+    f"should score 0 with token 0 and 1 / √4 with itself: its share of token 0 should be 0.3775, not {found:.4f}."
+)
 print("The visible checks of Attention pass.")
 
 # %% see="Attention"
@@ -632,6 +639,14 @@ padded = torch.cat([torch.zeros(3, 2, dtype=torch.long), ids], 1)
 mask = torch.arange(9).expand(3, 9) >= 2
 assert torch.allclose(model(padded, mask)[:, 2:], model(ids), atol=1e-5), (
     "With two tokens of padding on the left, the logits of the text should be what they are without."
+)
+model = Decoder(DecoderConfig(2, 2, 0, 2, 2, 4, 12, **FAMILIES["GPT-2"], n_context=2))
+state = {"tokens.weight": torch.tensor([[3.0, 1], [1, 0]]), "positions.weight": torch.tensor([[0, 2.5], [0, 0]])}
+model.load_state_dict({**state, "norm.weight": torch.ones(2), "norm.bias": torch.zeros(2)})
+logits = model(torch.tensor([[0]])).flatten()
+assert torch.allclose(logits, torch.tensor([-2.0, -1]), atol=1e-2), (
+    "GPT-2 without a block: token 0 is (3, 1), position 0 adds (0, 2.5), and the last norm makes about (−1, 1) of the "
+    f"sum. With the rows (3, 1) and (1, 0) these are logits of −2 and −1, not {[round(z, 3) for z in logits.tolist()]}."
 )
 print("The visible checks of Decoder pass.")
 
