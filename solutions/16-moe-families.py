@@ -720,6 +720,14 @@ with torch.no_grad():
 assert torch.allclose(layer(x), layer.shared(x), atol=1e-5), (
     "If all other weights are zero, what is left is the shared expert, added as it is."
 )
+layer, dense = MoELayer(MoEConfig("mixtral", d_model=4, d_hidden=3, n_experts=5, top_k=2)), SwiGLU(4, 3)
+with torch.no_grad():  # five times the same expert, the gate's rows first
+    layer.gate_up.copy_(torch.cat((dense.gate_proj.weight, dense.up_proj.weight)).expand(5, -1, -1))
+    layer.down.copy_(dense.down_proj.weight.expand(5, -1, -1))
+assert torch.allclose(layer(x), dense(x), atol=1e-5), (
+    "mixtral: if all experts hold the weights of the same SwiGLU, the results of a token's two, whose weights sum to "
+    "1, should together be that SwiGLU's result."
+)
 print("The visible checks of MoELayer pass.")
 
 # %% stand_in="MoELayer"
@@ -926,6 +934,13 @@ assert counts[0] == experts + rest, (
 )
 assert counts[1] == experts * 2 // 5 + rest, f"Two of the five experts are active; yours says {counts[1]}."
 assert counts[2] == counts[1] - 40, f"The input embedding has 40 numbers; yours says {counts[2]}."
+dense = tiny | {"model_type": "qwen3_moe", "head_dim": 6, "num_experts": 5, "moe_intermediate_size": 2}
+dense |= {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [0]}
+counts = count_parameters(dense)
+assert counts[:2] == (284, 284), (
+    "A Qwen with heads of width 6, whose only layer is dense, has attention of 2·4·(12+6), two gains of 6, three "
+    f"matrices of 4·3, two tables of 10·4 and three norms of 4: 284 numbers, all active; yours says {counts[:2]}."
+)
 print("The visible checks of count_parameters pass.")
 
 # %% stand_in="count_parameters"

@@ -460,6 +460,8 @@ assert (cache.hits, cache.misses) == (2, 2), (
 assert cache.held() == [1, 3], f"Expert 1 was used least recently, so held() should be [1, 3], not {cache.held()}."
 cache.fetch(0)
 assert cache.held() == [3, 0], f"Expert 1 should make room for expert 0; the cache holds {cache.held()}."
+second = ExpertCache(load, 2).held()
+assert second == [], f"A second cache should begin empty, whatever the first one holds; here it holds {second}."
 print("The visible checks of ExpertCache pass.")
 
 # %% stand_in="ExpertCache"
