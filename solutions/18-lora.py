@@ -450,7 +450,7 @@ def sft_loss(
 
 
 # %% check="sft_loss" points=3
-ids = torch.tensor([[5, 6, 1, 2, 3], [7, 1, 0, 0, 0]])  # prompts [5, 6] and [7], answers [1, 2, 3] and [1]
+ids = torch.tensor([[5, 6, 1, 2, 3], [7, 0, 0, 0, 0]])  # prompts [5, 6] and [7], answers [1, 2, 3] and [0]
 prompt_lengths, lengths = torch.tensor([2, 1]), torch.tensor([5, 2])
 loss = sft_loss(torch.zeros(2, 5, 8), ids, prompt_lengths, lengths)
 assert isinstance(loss, torch.Tensor), f"sft_loss should return a tensor, not {type(loss).__name__}."
@@ -459,10 +459,15 @@ assert torch.allclose(loss, torch.tensor(math.log(8))), (
     f"A model that knows nothing of 8 tokens should have a loss of ln 8, not {loss.item():.3f}."
 )
 logits = torch.zeros(2, 5, 8)
-logits[0, 1, 1] = logits[0, 2, 2] = logits[0, 3, 3] = logits[1, 0, 1] = 50  # sure of each answer, and right
+logits[0, 1, 1] = logits[0, 2, 2] = logits[0, 3, 3] = logits[1, 0, 0] = 50  # sure of each answer, and right
 assert sft_loss(logits, ids, prompt_lengths, lengths) < 1e-4, (
     "A model that is sure of every token of the answers, and right, should have a loss of 0, whatever it says about "
     "the prompts and the padding."
+)
+logits[1, 0, 0] = 0  # now it knows nothing of the second answer, whose only token is the first and the last of it
+loss = sft_loss(logits, ids, prompt_lengths, lengths).item()
+assert abs(loss - math.log(8) / 4) < 1e-4, (
+    f"Of the four tokens that count, three cost nothing and one ln 8, so the mean should be 0.520, not {loss:.3f}."
 )
 print("The visible checks of sft_loss pass.")
 

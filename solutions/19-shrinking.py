@@ -98,6 +98,8 @@ for mask, weight in zip(masks, weights, strict=True):
 kept = [weight[mask].tolist() for mask, weight in zip(masks, weights, strict=True)]
 assert sum(len(part) for part in kept) == 3, f"Half of 6 weights should stay, and here {sum(map(len, kept))} do."
 assert kept == [[4.0, -3.0], [5.0]], f"The three largest magnitudes are 4, −3 and 5, and here {kept} stay."
+left = sum(int(mask.sum()) for mask in magnitude_mask(weights, 1.0))
+assert left == 0, f"The sparsity is the share that goes: at 1 no weight should stay, and here {left} do."
 print("The visible checks of magnitude_mask pass.")
 
 # %% see="magnitude_mask"
@@ -593,11 +595,11 @@ def fake_quantize(x: Float[Tensor, "..."], scale: Float[Tensor, "..."], bits: in
 
 
 # %% check="fake_quantize" points=3
-x = torch.tensor([0.26, -0.9, 2.0], requires_grad=True)
+x = torch.tensor([0.26, -0.9, 2.0, -2.0], requires_grad=True)
 y = fake_quantize(x, torch.tensor(0.5), bits=3)
 assert isinstance(y, torch.Tensor), f"fake_quantize should return a tensor, not {type(y).__name__}."
-assert torch.allclose(y, torch.tensor([0.5, -1.0, 1.5])), (
-    f"With a scale of 0.5 and 3 bits there are the values −1.5, −1, …, 1.5; 0.26, −0.9 and 2 became {y.tolist()}."
+assert torch.allclose(y, torch.tensor([0.5, -1.0, 1.5, -1.5])), (
+    f"With a scale of 0.5 and 3 bits there are the values −1.5, −1, …, 1.5; 0.26, −0.9, 2 and −2 became {y.tolist()}."
 )
 assert y.requires_grad, "No gradient flows through the result: rounding should be taken for the identity backwards."
 y.sum().backward()
