@@ -242,6 +242,15 @@ assert "layers.1.norm2.weight" in model.state_dict(), "Two layers should be call
 images = torch.randn(3, 1, 8, 8)
 assert model(images).shape == (3, 10), f"3 images and 10 classes give (3, 10), not {tuple(model(images).shape)}."
 with torch.no_grad():
+    nn.init.normal_(model.head.weight)
+    assert not torch.allclose(*model(images[:2]), atol=1e-4), (
+        "Two images got the same logits: the class token should see the patches of its own image."
+    )
+    short = ViT(8, 4, 1, d_model=12, n_heads=3, n_layers=0, n_classes=10)
+    begin = nn.init.normal_(short.class_token) + nn.init.normal_(short.positions)[0]
+    assert torch.allclose(short(images), short.head(short.norm(begin)).expand(3, 10), atol=1e-4), (
+        "Without layers, all that the last norm and the head see is the class token with row 0 of the positions."
+    )
     swapped = images.clone()
     swapped[:, :, :, :4], swapped[:, :, :, 4:] = images[:, :, :, 4:], images[:, :, :, :4]
     model.positions.zero_()
@@ -520,6 +529,10 @@ assert shapes == wanted, f"The state dict of ConvStem(5, 8) should hold {wanted}
 assert stem(torch.randn(2, 5, 10)).shape == (2, 5, 8), (
     f"10 frames should give 5 vectors of width 8, (2, 5, 8), not {tuple(stem(torch.randn(2, 5, 10)).shape)}."
 )
+mel = torch.randn(2, 5, 10)
+other = torch.cat([mel[:, :, :3], torch.randn(2, 5, 1), mel[:, :, 4:]], 2)  # frame 3 is another one
+moved = ((stem(other) - stem(mel)).abs().amax((0, 2)) > 1e-4).nonzero().flatten().tolist()
+assert moved == [1, 2], f"Frame 3 should be heard by the vectors 1 and 2, counted from 0, and by no other: not {moved}."
 print("The visible checks of ConvStem pass.")
 
 # %% see="ConvStem"
@@ -619,6 +632,12 @@ for local, weight in (("conv", "local.weight"), ("gru", "local.weight_ih_l0")):
     )
     assert weight in block.state_dict(), f"With local={local!r} the state dict should have the entry {weight}."
     assert block(x, real).shape == x.shape, f"The output should have the shape of x, not {tuple(block(x, real).shape)}."
+    for value in block.parameters():
+        nn.init.normal_(value, std=0.3)
+    other = torch.cat([x[:, :5], torch.randn(2, 1, 8)], 1)
+    assert not torch.allclose(block(x, real)[:, 0], block(other, real)[:, 0]), (
+        f"local={local!r}: attention is not causal, so the first position should notice that the last one changed."
+    )
 assert HybridBlock(8, 2, "conv").state_dict()["local.weight"].shape == (8, 1, 5), (
     "A depthwise convolution of 8 channels and kernel 5 has a weight of shape (8, 1, 5)."
 )

@@ -406,6 +406,20 @@ assert not torch.allclose(without, said, atol=1e-6), "Without head 0 of layer 1 
 assert torch.equal(model(ids).logits, said), "After mean_ablate the model should say what it said before."
 assert hooks_on(model) == 0, f"After mean_ablate {hooks_on(model)} hooks are still there: remove them."
 assert torch.allclose(mean_ablate(model, ids, [], reference), said, atol=1e-5), "With no head ablated nothing changes."
+assert not torch.allclose(without, mean_ablate(model, ids, [(1, 0)], reference[:1]), atol=1e-6), (
+    "The mean is taken over reference: another reference should give other logits."
+)
+for layer in model.model.layers:
+    layer.self_attn.o_proj.weight.data[:, 4:] = 0  # nobody reads head 1 any more
+said = model(ids).logits.detach()
+assert torch.allclose(mean_ablate(model, ids, [(1, 1)], reference), said, atol=1e-5), (
+    "Nobody reads head 1 now, so ablating it, and it alone, should change nothing."
+)
+alone, back = (mean_ablate(model, text, [(i, 0) for i in range(3)], reference) for text in (ids, ids.flip(1)))
+assert torch.allclose(alone, back.flip(1), atol=1e-5), (
+    "With head 0 of every layer ablated too, no position hears of another: a text read backwards should give the same "
+    "logits backwards."
+)
 try:
     mean_ablate(model, ids, [(1, 2)], reference)
     message = ""
@@ -554,12 +568,12 @@ def template_bias(
 
 
 # %% check="template_bias" points=5
-likes = {"a cat": 3.0, "a dog": 1.0, "my cat": 5.0, "my dog": 5.0, "the cat": 2.0, "the dog": 1.0}
+likes = {"a cat": 4.0, "a dog": 1.0, "my cat": 5.0, "my dog": 6.0, "the cat": 2.0, "the dog": 1.0}
 found = template_bias(likes.__getitem__, ["a {}", "my {}", "the {}"], [("cat", "dog")])
 assert isinstance(found, tuple), f"template_bias should return a tuple of three numbers, not {found!r}."
 assert len(found) == 3, f"template_bias should return three numbers, not {len(found)}."
 mean, low, high = found
-assert math.isclose(mean, 1.0), f"The differences are 2, 0 and 1, so their mean should be 1, not {mean}."
+assert math.isclose(mean, 1.0), f"The differences are 3, −1 and 1, so their mean should be 1, not {mean}."
 assert low < mean < high, f"The interval should lie around the mean, not from {low} to {high}."
 assert math.isclose(mean - low, high - mean, rel_tol=1e-6), "The interval should reach as far down as up."
 try:
