@@ -264,6 +264,10 @@ assert counts[0] == 80 + 48 + 36 + 12, (
     f"yours says {counts[0]}."
 )
 assert counts[0] == counts[1], f"Without experts every parameter is active; yours says {counts}."
+counts = parameters({**tiny, "model_type": "qwen2"})
+assert counts[0] == 176 + 4 + 2 + 2, (
+    f"Qwen 2 has biases for 4 channels of queries, 2 of keys and 2 of values: 184 numbers; yours says {counts[0]}."
+)
 counts = parameters(mixture)
 assert counts[0] == 176 + 4 * 36 + 5 * 4, f"Four experts more and a router of 5·4 are 340; yours says {counts[0]}."
 assert counts[0] - counts[1] == 3 * 36, f"Three of five experts rest, 108 numbers; yours says {counts[0] - counts[1]}."
@@ -360,7 +364,12 @@ def flops_per_token(config: Config, context: int, training: bool = False) -> int
 flops = flops_per_token(tiny, 0)
 assert type(flops) is int, f"flops_per_token should return an int, not a {type(flops).__name__}."
 assert flops == 2 * (176 - 40), f"176 parameters, of which 40 are only looked up, give 272 FLOPs, not {flops}."
-more = flops_per_token(tiny, 7) - flops
+flops = flops_per_token({**mixture, "tie_word_embeddings": True}, 0)
+assert flops == 2 * (340 - 108 - 40), (
+    f"Of 340 parameters three experts, 108, rest, and one of the two tables, 40, is not there if it is tied; the head "
+    f"computes with the other: 384 FLOPs, not {flops}."
+)
+more = flops_per_token(tiny, 7) - flops_per_token(tiny, 0)
 assert more == 2 * 2 * (2 + 2) * 7, f"2 heads, keys and values of 2 channels and 7 positions add 112 FLOPs, not {more}."
 print("The visible checks of flops_per_token pass.")
 

@@ -615,7 +615,13 @@ assert type(losses[0]) is float, f"A loss in the list should be a plain float, n
 assert losses[-1] < 0.2 < losses[0], (
     f"A text that repeats itself is learnt in 60 steps; the loss went from {losses[0]:.2f} to {losses[-1]:.2f}."
 )
+guess = toy(text[0, :5]).argmax(-1).tolist()
+assert guess == [1, 2, 3, 4, 0], f"After 0, 1, 2, 3, 4 it should have learnt to expect 1, 2, 3, 4, 0, not {guess}."
 assert train(toy, lambda i: text, 0, Parts()) == [], "With 0 steps the list should be empty."
+table, asked = toy[0].requires_grad_(False).weight.clone(), []
+train(toy, lambda i: asked.append(i) or text, 3, Parts(), accumulate=2)
+assert asked == [0, 1, 2, 3, 4, 5], f"Three steps of two batches each take the batches 0 to 5 in order, not {asked}."
+assert torch.equal(toy[0].weight, table), "The table was frozen: what does not require a gradient should stay as it is."
 print("The visible checks of train pass.")
 
 # %% stand_in="train"
