@@ -170,9 +170,9 @@ assert loss.shape == (), f"The loss of a batch should be a single number, not of
 assert math.isclose(loss.item(), math.log(4), rel_tol=1e-5), (
     f"With four equal scores each class has a quarter, so the loss should be ln 4, not {loss.item():.3f}."
 )
-loss = cross_entropy(torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0]]), torch.tensor([0, 1]))
-assert math.isclose(loss.item(), (math.log(4 / 3) + math.log(4)) / 2, rel_tol=1e-5), (
-    "Where the right answers have the shares 3/4 and 1/4, the loss should be the mean of ln 4/3 and ln 4, "
+loss = cross_entropy(torch.tensor([[math.log(3), 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
+assert math.isclose(loss.item(), (math.log(4 / 3) + math.log(2)) / 2, rel_tol=1e-5), (
+    "Where the right answers have the shares 3/4 and 1/2, the loss should be the mean of ln 4/3 and ln 2, "
     f"not {loss.item():.3f}."
 )
 print("The visible checks of cross_entropy pass.")
@@ -235,7 +235,7 @@ def linear_backward(
 # %% check="linear_backward" points=4
 weight = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])  # d_out 2, d_in 3
 found = linear_backward(torch.tensor([[1.0, 0.0]]), torch.tensor([[7.0, 8.0, 9.0]]), weight)
-assert isinstance(found, tuple), "linear_backward should return three gradients: of x, weight, bias."
+assert isinstance(found, tuple | list), "linear_backward should return three gradients: of x, weight, bias."
 assert len(found) == 3, "linear_backward should return three gradients: of x, weight, bias."
 for name, grad, shape in zip(("grad_x", "grad_weight", "grad_bias"), found, ((1, 3), (2, 3), (2,)), strict=True):
     assert isinstance(grad, torch.Tensor), f"{name} should be a tensor, not {type(grad).__name__}."
@@ -345,16 +345,22 @@ def adamw_step(
 
 # %% check="adamw_step" points=4
 start, slope = torch.tensor([1.0, 2.0]), torch.tensor([100.0, -0.01])
-settings = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
+settings = {"lr": 0.1, "betas": (0.9, 0.8), "eps": 1e-8, "weight_decay": 0.0}
 found = adamw_step(start, slope, torch.zeros(2), torch.zeros(2), 1, **settings)
-assert isinstance(found, tuple), "adamw_step should return three tensors: parameter, m and v."
+assert isinstance(found, tuple | list), "adamw_step should return three tensors: parameter, m and v."
 assert len(found) == 3, "adamw_step should return three tensors: parameter, m and v."
 parameter, m, v = found
 assert torch.allclose(m, 0.1 * slope), f"After the first step m should be a tenth of the gradient, not {m.tolist()}."
-assert torch.allclose(v, 0.01 * slope**2), f"Here v should be a hundredth of the squared gradient, not {v.tolist()}."
+assert torch.allclose(v, 0.2 * slope**2), f"Here v should be a fifth of the squared gradient, not {v.tolist()}."
 assert torch.allclose(parameter, torch.tensor([0.9, 2.1]), atol=1e-4), (
     "The first step moves every weight by lr, against its gradient, whatever the gradient's size: 1.0 and 2.0 should "
     f"become 0.9 and 2.1, not {[round(p, 4) for p in parameter.tolist()]}."
+)
+settings["weight_decay"] = 0.5
+parameter, _, _ = adamw_step(start, slope, torch.zeros(2), torch.zeros(2), 1, **settings)
+assert torch.allclose(parameter, torch.tensor([0.85, 2.0]), atol=1e-4), (
+    "With a weight_decay of 0.5 and this lr, each weight should also lose 5 % of what it was: 1.0 and 2.0 should "
+    f"become 0.85 and 2.0, not {[round(p, 4) for p in parameter.tolist()]}."
 )
 assert start.tolist() == [1, 2], "adamw_step changed the parameter that it was given; it should return a new one."
 print("The visible checks of adamw_step pass.")
@@ -472,7 +478,7 @@ zeros = {name: torch.zeros(shape) for name, shape in NAMES.items()}
 x, targets = torch.randn(6, 3, generator=generator), torch.tensor([0, 1, 2, 3, 0, 0])
 settings = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
 found = train_step(parameters, zeros, zeros, x, targets, 1, **settings)
-assert isinstance(found, tuple), "train_step should return four things: loss, parameters, m and v."
+assert isinstance(found, tuple | list), "train_step should return four things: loss, parameters, m and v."
 assert len(found) == 4, "train_step should return four things: loss, parameters, m and v."
 loss, new, m, v = found
 assert isinstance(loss, torch.Tensor), f"The loss should be a tensor, not {type(loss).__name__}."
@@ -487,12 +493,21 @@ assert torch.allclose(new["out.bias"], torch.tensor([0.01, -0.01, -0.01, -0.01])
     "Class 0 is right three times in six and was given a quarter: its bias should rise by lr, and the others, right "
     f"once in six, should fall by lr. They became {[round(b, 4) for b in new['out.bias'].tolist()]}."
 )
+closed = parameters | {"hidden.bias": torch.full((5,), -100.0), "out.weight": torch.arange(20.0).reshape(4, 5)}
+loss = train_step(closed, zeros, zeros, x, targets, 1, **settings)[0]
+assert math.isclose(float(loss), math.log(4), rel_tol=1e-5), (
+    "With a bias of -100 no hidden number is above 0, so the ReLU lets nothing through, whatever the last layer is: "
+    f"the loss should be ln 4, not {float(loss):.3f}."
+)
 for step in range(1, 101):
     loss, parameters, m, v = train_step(
         parameters, m if step > 1 else zeros, v if step > 1 else zeros, x, targets, step, **settings
     )
 assert float(loss) < 1, (
     f"A hundred steps on the same six examples should bring the loss below 1, and it is {float(loss):.2f}."
+)
+assert not torch.equal(parameters["hidden.weight"], new["hidden.weight"]), (
+    "In a hundred steps the first layer should have learnt, too, and its weights are still those of the beginning."
 )
 print("The visible checks of train_step pass.")
 

@@ -135,6 +135,10 @@ assert merges[1] == (256, 119), (
     f"{merges[1]}."
 )
 assert train_bpe("é", 5) == [(0xC3, 0xA9)], "UTF-8 writes é as the bytes C3 A9: they are the one pair that there is."
+assert train_bpe("a a", 5) == [(32, 97)], (
+    "'a a' is cut into two pieces, an a and an a with its space, and no merge may reach from one piece into another: "
+    f"there is one pair to merge, and you found {train_bpe('a a', 5)}."
+)
 assert train_bpe("a", 5) == [], "A text of one byte has no pairs: there should be no merges."
 print("The visible checks of train_bpe pass.")
 
@@ -279,6 +283,8 @@ text = decode([104, 105], [])
 assert isinstance(text, str), f"decode should return a str, not {type(text).__name__}."
 assert text == "hi", f"The bytes 104 and 105 are 'hi', not {text!r}."
 assert decode([256, 33], [(104, 105)]) == "hi!", "Id 256 stands for the two ids of the first merge."
+text = decode([257], [(104, 105), (256, 33)])
+assert text == "hi!", f"A merge may be made of merges: here id 257 stands for 256 and 33, so for 'hi!', not {text!r}."
 assert decode([0xC3, 0xA9], []) == "é", "The bytes C3 and A9 are two tokens here, and one character: é."
 try:
     decode([300], [])
