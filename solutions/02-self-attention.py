@@ -370,6 +370,8 @@ names = {f"{letter}_proj.weight" for letter in "qkvo"}
 assert set(layer.state_dict()) == names, (
     f"The state dict should hold {sorted(names)}, and it holds {sorted(layer.state_dict())}."
 )
+for name, weight in layer.state_dict().items():
+    assert weight.shape == (8, 8), f"With d_model 8 {name} should have the shape (8, 8), not {tuple(weight.shape)}."
 x = torch.randn(1, 4, 8)
 assert layer(x).shape == x.shape, (
     f"The output should have the shape of x, {tuple(x.shape)}, not {tuple(layer(x).shape)}."
@@ -378,6 +380,12 @@ layer = MultiHeadAttention(8, 1)
 layer.load_state_dict({name: torch.eye(8) for name in names})  # four projections that change nothing
 assert torch.allclose(layer(x), F.scaled_dot_product_attention(x, x, x), atol=1e-5), (
     "With one head and projections that change nothing, the layer should be attention of x with itself."
+)
+layer = MultiHeadAttention(16, 2)
+layer.load_state_dict({name: torch.eye(16) for name in names})
+twice = torch.cat([x, x], -1)  # both heads get the same
+assert torch.allclose(layer(twice), F.scaled_dot_product_attention(x, x, twice), atol=1e-5), (
+    "With two heads that both get x, each should give what one head gave, and the two stand side by side."
 )
 try:
     MultiHeadAttention(8, 3)

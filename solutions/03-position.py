@@ -173,10 +173,11 @@ assert set(layer.state_dict()) == {"weight"}, (
 )
 assert layer.weight.shape == (8, 4), f"8 positions of 4 channels make (8, 4), not {tuple(layer.weight.shape)}."
 layer.load_state_dict({"weight": torch.arange(8.0)[:, None].expand(8, 4)})  # row p holds p
-out = layer(torch.zeros(2, 3, 4))
+out = layer(torch.ones(2, 3, 4))
 assert out.shape == (2, 3, 4), f"The output should have the shape of x, (2, 3, 4), not {tuple(out.shape)}."
-assert out[1, :, 0].tolist() == [0, 1, 2], (
-    f"With zeros for x the output is the first 3 rows of the table, not the rows {out[1, :, 0].tolist()}."
+assert out[1, :, 0].tolist() == [1, 2, 3], (
+    "With ones for x, and a table whose row p holds p, the output at the first 3 positions should be 1, 2 and 3, not "
+    f"{out[1, :, 0].tolist()}."
 )
 try:
     layer(torch.zeros(1, 9, 4))
@@ -273,11 +274,18 @@ out = rope(x, torch.arange(5))
 assert isinstance(out, torch.Tensor), f"rope should return a tensor, not {type(out).__name__}."
 assert out.shape == x.shape, f"The result should have the shape of x, {tuple(x.shape)}, not {tuple(out.shape)}."
 assert torch.allclose(out[:, :, 0], x[:, :, 0], atol=1e-5), "At position 0 nothing should be turned."
+assert torch.allclose(out.norm(dim=-1), x.norm(dim=-1), atol=1e-5), "A rotation should change no vector's length."
 for interleaved in (False, True):
     out = rope(torch.tensor([[1.0, 0]]), torch.tensor([1]), interleaved=interleaved)
     assert torch.allclose(out, torch.tensor([[math.cos(1), math.sin(1)]]), atol=1e-5), (
         f"With two channels, (1, 0) at position 1 should become (cos 1, sin 1) = (0.54, 0.84), "
         f"not ({out[0, 0]:.2f}, {out[0, 1]:.2f}); interleaved={interleaved}."
+    )
+    out = rope(torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([1]), interleaved=interleaved)
+    reached = out[0].abs().argmax().item()
+    assert reached == (1 if interleaved else 2), (
+        f"With four channels, (1, 0, 0, 0) at position 1 should turn towards the other channel of pair 0, and most "
+        f"of yours is in channel {reached}; interleaved={interleaved}."
     )
 out = rope(torch.ones(1, 1, 4), torch.tensor([[3]]), interleaved=True)
 assert out.shape == (1, 1, 4), f"Positions of shape (batch, n) should not change the shape: {tuple(out.shape)}."
@@ -342,6 +350,10 @@ assert sorted(order.tolist()) == list(range(8)), (
     f"Every channel from 0 to 7 should be there exactly once: {order.tolist()}."
 )
 assert order[0] == 0, "Channel 0 is the first of its pair in both layouts, so it should stay where it is."
+assert torch.equal(order[:4] // 2, order[4:] // 2), (
+    "Channels 2i and 2i + 1 are a pair, and the partners in a half-split head stand half a head apart, of 8 channels 4 "
+    f"places. In your order they do not: {order.tolist()}."
+)
 print("The visible checks of half_split_order pass.")
 
 # %% see="half_split_order"

@@ -174,6 +174,10 @@ x = torch.linspace(-3, 3, 13)
 assert torch.allclose(silu(x) - silu(-x), x, atol=1e-5), (
     "sigmoid(x) and sigmoid(-x) add up to 1, so silu(x) - silu(-x) should be x itself."
 )
+out = silu(torch.tensor(math.log(3))).item()
+assert abs(out - 0.75 * math.log(3)) < 1e-4, (
+    f"sigmoid(ln 3) is 3/4, so silu(ln 3) should be 3/4 of ln 3, {0.75 * math.log(3):.4f}, not {out:.4f}."
+)
 x = torch.tensor([1000.0, -1000.0])
 assert silu(x).isfinite().all(), f"silu of 1000 and -1000 should be finite, not {silu(x).tolist()}."
 print("The visible checks of silu pass.")
@@ -264,6 +268,12 @@ assert layer(x).shape == x.shape, (
 layer.load_state_dict({name: torch.zeros(shape) for name, shape in wanted.items()} | {"down.bias": torch.arange(4.0)})
 assert torch.equal(layer(x), torch.arange(4.0).expand(2, 3, 4)), (
     "With all weights at zero, only the bias of down should be left in the output."
+)
+layer, x = MLP(1, 1), torch.linspace(-3, 3, 6).reshape(2, 3, 1)
+layer.load_state_dict({name: torch.full_like(value, value.dim() > 1) for name, value in layer.state_dict().items()})
+assert torch.allclose(layer(x), gelu(x, approximate="tanh"), atol=1e-5), (
+    "With one channel, weights of 1 and biases of 0, each number should come out bent by gelu in its tanh form, and by "
+    "nothing else, whatever stands at the other positions."
 )
 print("The visible checks of MLP pass.")
 
