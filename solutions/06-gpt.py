@@ -282,6 +282,8 @@ outside = {name for name in model.state_dict() if not name.startswith("blocks.")
 assert outside == {"tokens.weight", "positions.weight", "norm.weight", "norm.bias"}, (
     f"Beside the blocks the state dict should hold tokens, positions and norm, and it holds {sorted(outside)}."
 )
+numbers = sorted({name.split(".")[1] for name in model.state_dict() if name.startswith("blocks.")})
+assert numbers == ["0", "1"], f"With two layers the state dict should hold blocks.0 and blocks.1, not blocks {numbers}."
 ids = torch.randint(50, (3, 7))
 assert model(ids).shape == (3, 7, 50), (
     f"Ids of shape (3, 7) should give logits of shape (3, 7, 50), not {tuple(model(ids).shape)}."

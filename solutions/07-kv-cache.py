@@ -125,6 +125,8 @@ assert kept[0].shape == (1, 2, 4, 3), (
 assert torch.equal(kept[0], k), "The keys should come back as they went in, in the same order."
 assert torch.equal(kept[1], v), "The values should come back as they went in, in the same order."
 assert cache.length == 4, f"After 3 positions and then 1, length should be 4, not {cache.length}."
+other = KVCache().length
+assert other == 0, f"A second cache is another conversation and should begin empty, and its length is {other}."
 print("The visible checks of KVCache pass.")
 
 # %% see="KVCache"
@@ -189,6 +191,9 @@ assert mask.shape == (2, 5), (
 assert mask.dtype == torch.bool, f"The mask should hold booleans, not {mask.dtype}."
 assert mask[0, 3], "After 3 positions of the past, the first query is itself at position 3, and may see it."
 assert not mask[0, 4], "The first query may not see the second one, which comes after it."
+assert chunk_mask(2, 2).tolist() == [[True, False], [True, True]], (
+    "The first chunk of a text has no past, so as many keys as queries: the first may see itself, the second both."
+)
 print("The visible checks of chunk_mask pass.")
 
 # %% see="chunk_mask"
@@ -383,7 +388,10 @@ def kv_cache_bytes(
 size = kv_cache_bytes(1, n_layers=1, n_heads=1, d_head=1)
 assert isinstance(size, int), f"kv_cache_bytes should return an int, not a {type(size).__name__}."
 assert size == 4, f"One position, layer, head and channel are a key and a value of 2 bytes: 4 bytes, not {size}."
-assert kv_cache_bytes(10, n_layers=1, n_heads=1, d_head=1) == 40, "Ten positions should take ten times as much as one."
+size = kv_cache_bytes(10, n_layers=3, n_heads=2, d_head=5)
+assert size == 1200, (
+    f"10 positions, 3 layers, 2 heads and 5 channels should take 10 · 3 · 2 · 5 times as much, 1200 bytes, not {size}."
+)
 print("The visible checks of kv_cache_bytes pass.")
 
 # %% see="kv_cache_bytes"

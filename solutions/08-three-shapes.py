@@ -188,6 +188,12 @@ expected = F.scaled_dot_product_attention(x, memory, memory)
 assert torch.allclose(layer(x, memory), expected, atol=1e-5), (
     "With one head and projections that change nothing, the layer should be attention of x to memory."
 )
+two_heads = CrossAttention(16, 2)
+two_heads.load_state_dict({name: torch.eye(16) for name in names})
+out = two_heads(torch.cat([x, x], -1), torch.cat([memory, memory], -1))  # both heads get the same
+assert torch.allclose(out, torch.cat([expected, expected], -1), atol=1e-5), (
+    "With two heads that both get x and memory, each should give what one head gave, and the two stand side by side."
+)
 only_the_second = torch.tensor([False, True, False, False, False])[None, None, None]
 assert torch.allclose(layer(x, memory, only_the_second), memory[:, 1:2].expand(1, 3, 8), atol=1e-5), (
     "Where only the second place of memory may be seen, every output should be its value."
@@ -289,6 +295,11 @@ assert parts == expected_parts, f"The layer should hold {sorted(expected_parts)}
 x = torch.randn(2, 5, 8)
 assert layer(x).shape == x.shape, (
     f"The output should have the shape of x, {tuple(x.shape)}, not {tuple(layer(x).shape)}."
+)
+changed = x.clone()
+changed[:, 4] += 1
+assert not torch.allclose(layer(changed)[:, 0], layer(x)[:, 0]), (
+    "The last position changed, and the first output did not notice: an encoder looks both ways."
 )
 layer.load_state_dict({name: torch.zeros_like(value) for name, value in layer.state_dict().items()})
 assert torch.equal(layer(x), x), (
@@ -650,13 +661,13 @@ def corrupt_spans(
 
 # %% check="corrupt_spans" points=4
 words = ["Thank", "you", "for", "inviting", "me", "to", "your", "party", "last", "week"]
-result = corrupt_spans(list(range(10)), [(2, 4), (8, 9)], [99, 98, 97])
+result = corrupt_spans(list(range(10)), [(2, 4), (8, 9)], [99, 42, 77])
 assert isinstance(result, tuple), "The result should be a pair: the input and the target."
 assert len(result) == 2, f"The result should be a pair, the input and the target, and it has {len(result)} parts."
 kept, target = result
-assert kept == [0, 1, 99, 4, 5, 6, 7, 98, 9], f"The input should be the text with 99 and 98 for the spans, not {kept}."
+assert kept == [0, 1, 99, 4, 5, 6, 7, 42, 9], f"The input should be the text with 99 and 42 for the spans, not {kept}."
 assert target[:3] == [99, 2, 3], f"The target should begin with 99 and the tokens that it hides, not with {target[:3]}."
-assert target[-1] == 97, f"The target should end with the next sentinel, 97, and not with {target[-1]}."
+assert target[-1] == 77, f"The target should end with the next sentinel, 77, and not with {target[-1]}."
 print("The visible checks of corrupt_spans pass.")
 
 # %% see="corrupt_spans"
