@@ -70,6 +70,10 @@ ADAPTATION = {  # bytes for each parameter, while the model learns
     "lora": 2.0,  # 16-bit weights, frozen
     "full": 16.0,  # 16-bit weights and gradients, 32-bit weights, and AdamW's two averages in 32 bits
 }
+# Models so small that one can count by hand: the visible checks do.
+tiny: dict[str, Any] = {"model_type": "llama", "vocab_size": 10, "hidden_size": 4, "num_hidden_layers": 1}
+tiny |= {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 3, "tie_word_embeddings": False}
+mixture = {**tiny, "model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}
 
 
 @dataclass(frozen=True)
@@ -252,9 +256,6 @@ def parameters(config: Config) -> tuple[int, int]:
 
 
 # %% check="parameters" points=6
-tiny: dict[str, Any] = {"model_type": "llama", "vocab_size": 10, "hidden_size": 4, "num_hidden_layers": 1}
-tiny |= {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 3, "tie_word_embeddings": False}
-mixture = {**tiny, "model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}
 counts = parameters(tiny)
 assert isinstance(counts, tuple), f"parameters should return a tuple, not {type(counts).__name__}."
 assert len(counts) == 2, f"parameters should return two numbers, not {len(counts)}."

@@ -278,7 +278,7 @@ def fit_scaling_law(n, d, loss):
 
         def closure():
             optimiser.zero_grad()
-            value = solved(1.5 * exponents.sigmoid())[0].log()
+            value = (solved(1.5 * exponents.sigmoid())[0] + 1e-12).log()  # runs may follow a law exactly
             value.backward()
             return value
 
