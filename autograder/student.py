@@ -451,7 +451,8 @@ def _kind(value: Any) -> str:
     if value is None:
         return "None (is a `return` missing?)"
     name = value._handle.type_name if isinstance(value, Remote) else type(value).__name__
-    return f"an {name}" if name[:1] in "aeioAEIO" else f"a {name}"
+    article = "an" if name[:1] in "aeioAEIO" else "a"
+    return f"{article} {name}"
 
 
 def _dtype(dtype: torch.dtype) -> str:

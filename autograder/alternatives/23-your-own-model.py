@@ -133,10 +133,8 @@ def train(model, batches, steps, parts, *, lr=1e-3, warmup=0, weight_decay=0.1, 
     if steps == 0:
         return []
     learning = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in learning if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in learning if p.dim() < 2], "weight_decay": 0.0},
-    ]
+    matrices, vectors = ([p for p in learning if (p.dim() > 1) is wide] for wide in (True, False))
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0}]
     optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=1.0, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda s: parts.learning_rate(s, peak=lr, warmup=warmup, steps=steps, final=lr / 10)
