@@ -320,5 +320,5 @@ def test_a_language_that_is_not_there_is_a_sentence(root: Path, language: str, c
 def test_the_command_says_how_much_is_translated(command: Command) -> None:
     ran = command("translate", "ja", NAME, "--check")
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out.splitlines()[1].split() == [NAME, "323", "323", "0", "0"]
+    assert ran.out.splitlines()[1].split() == [NAME, "325", "325", "0", "0"]
     assert command("translate", "ja", "99-nothing").err.startswith("There is no catalogue '99-nothing'.")
