@@ -40,9 +40,7 @@ from autograder.variants import Variant
 CACHE = COURSE / "_build" / "cache" / "verify"
 EQUIVALENTS = variants.FOLDER / "equivalents"
 MIN_MISTAKES, MIN_CAUGHT = 3, 0.95
-MIN_LEFT = (
-    0.2  # of the points, for a mistake that the visible check passes: nobody who sees it pass may get next to nothing
-)
+MIN_LEFT = 0.2  # of the points, where the visible check passes a mistake: nobody who sees that may get next to nothing
 LOOKS_AT_LITTLE = {"Mended"}  # to find the fault is the exercise, and its check says that it looks at shapes alone
 CHECK = "visible check of "  # the cell of a report in which that of an exercise ran
 # Where the whole course is judged: so many mutants of an exercise, and only its first mistake is held against the tests
